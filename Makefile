@@ -1,0 +1,149 @@
+# Everything a clone can do. `make demo` needs nothing but python3 (3.11 or later), make and a package index.
+
+PYTHON ?= python3
+# Which torch: `make setup TORCH='torch==2.13.0+cpu' PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu` takes a build
+# without CUDA (0.2 GB instead of several); leave both out on a machine with an NVIDIA GPU.
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+SOURCES := $(wildcard sensevoiced svctl tests tools benchmarks)
+
+# Where `make install` puts things. DESTDIR is a package builder's staging folder: nothing outside it is touched.
+DESTDIR ?=
+PREFIX ?= /usr/local
+LIBDIR ?= $(PREFIX)/lib/sensevoiced
+BINDIR ?= $(PREFIX)/bin
+CONFDIR ?= /etc/sensevoice
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+USERUNITDIR ?= $(PREFIX)/lib/systemd/user
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
+INSTALL_FROM ?= .
+INSTALL_EXTRAS ?= [daemon,hub]
+INSTALL_PIP_ARGS ?=
+# Empty where no systemd runs: then users, folders and units are only placed, not put into force.
+SYSTEMD ?= $(wildcard /run/systemd/system)
+LIVE = [ -z '$(DESTDIR)' ] && [ -n '$(SYSTEMD)' ] && [ "$$(id -u)" = 0 ]
+
+CHECK_PYTHON = $(PYTHON) -c 'import sys; \
+	sys.exit("sensevoiced needs Python 3.11 or later: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+CONSTRAINTS = { sed -e '/^\#/d' -e '/^torch==/d' constraints.txt; echo '$(TORCH)'; }
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+ifdef PIP_EXTRA_INDEX_URL
+export PIP_EXTRA_INDEX_URL
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup setup-dev demo test test-slow check format accuracy install uninstall clean
+
+help:
+	@echo 'make setup      environment in .venv with the daemon and svctl'
+	@echo 'make demo       start the daemon with the demo model, transcribe the sample clips, stop it'
+	@echo 'make test       run all tests (test-slow: the long ones too)'
+	@echo 'make check      lint, formatting, types, import layers'
+	@echo 'make accuracy   measure the demo model on held-out speech'
+	@echo 'make install    into PREFIX=$(PREFIX), with systemd units; uninstall takes it out again'
+	@echo 'make clean      remove .venv and everything built'
+
+setup: $(STAMPS)/daemon
+
+setup-dev: $(STAMPS)/dev
+
+$(STAMPS)/venv:
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+# The constraints in force: the file's, with the torch that was asked for. Rewritten only when that changes, so that asking for
+# another torch installs again and asking for the same one does nothing.
+$(STAMPS)/constraints.txt: $(STAMPS)/venv constraints.txt FORCE
+	@$(CONSTRAINTS) > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+.PHONY: FORCE
+FORCE:
+
+$(STAMPS)/daemon: $(STAMPS)/constraints.txt pyproject.toml
+	$(BIN)/pip install --quiet -c $(STAMPS)/constraints.txt -e '.[daemon,hub]'
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/daemon
+	$(BIN)/pip install --quiet -c $(STAMPS)/constraints.txt -e '.[daemon,funasr,hub,dev]'
+	@touch $@
+
+demo: $(STAMPS)/daemon
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/demo.sh
+
+# pytest's own last lines name every skipped test with its reason, and count them.
+test: $(STAMPS)/dev
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test-slow: $(STAMPS)/dev
+	$(BIN)/pytest -m 'slow or not slow' $(PYTEST_ARGS)
+
+check: $(STAMPS)/dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/pytest --quiet tests/test_layers.py
+
+format: $(STAMPS)/dev
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+accuracy: $(STAMPS)/dev
+	$(BIN)/python tools/accuracy.py
+
+# The package goes into an environment of its own by value (no -e): the checkout can be deleted afterwards.
+install:
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear '$(DESTDIR)$(LIBDIR)'
+	@$(CONSTRAINTS) > '$(DESTDIR)$(LIBDIR)/constraints.txt'
+	'$(DESTDIR)$(LIBDIR)/bin/python' -m pip install --quiet -c '$(DESTDIR)$(LIBDIR)/constraints.txt' \
+		$(INSTALL_PIP_ARGS) '$(INSTALL_FROM)$(INSTALL_EXTRAS)'
+	@# A staged environment must name the place it will live in, not the staging folder.
+	@if [ -n '$(DESTDIR)' ]; then \
+		grep -rlIF '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(LIBDIR)/bin' '$(DESTDIR)$(LIBDIR)/pyvenv.cfg' \
+		| xargs -r sed -i 's|$(DESTDIR)$(LIBDIR)|$(LIBDIR)|g'; fi
+	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(USERUNITDIR)' \
+		'$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)' '$(DESTDIR)$(CONFDIR)'
+	ln -sfn '$(LIBDIR)/bin/svctl' '$(DESTDIR)$(BINDIR)/svctl'
+	ln -sfn '$(LIBDIR)/bin/sensevoiced' '$(DESTDIR)$(BINDIR)/sensevoiced'
+	for unit in sensevoiced.socket sensevoiced.service; do \
+		sed 's|/usr/local/bin/|$(BINDIR)/|g' systemd/$$unit > '$(DESTDIR)$(UNITDIR)'/$$unit && \
+		sed 's|/usr/local/bin/|$(BINDIR)/|g' systemd/user/$$unit > '$(DESTDIR)$(USERUNITDIR)'/$$unit || exit 1; \
+	done
+	install -m 0644 systemd/sysusers.d/sensevoiced.conf '$(DESTDIR)$(SYSUSERSDIR)/sensevoiced.conf'
+	install -m 0644 systemd/tmpfiles.d/sensevoiced.conf '$(DESTDIR)$(TMPFILESDIR)/sensevoiced.conf'
+	@if [ -e '$(DESTDIR)$(CONFDIR)/sensevoiced.toml' ]; then \
+		cmp -s systemd/sensevoiced.toml '$(DESTDIR)$(CONFDIR)/sensevoiced.toml' || { \
+			install -m 0644 systemd/sensevoiced.toml '$(DESTDIR)$(CONFDIR)/sensevoiced.toml.new' && \
+			echo 'kept $(CONFDIR)/sensevoiced.toml; what is new lies beside it as sensevoiced.toml.new'; }; \
+	else install -m 0644 systemd/sensevoiced.toml '$(DESTDIR)$(CONFDIR)/sensevoiced.toml'; fi
+	@if $(LIVE); then systemd-sysusers '$(SYSUSERSDIR)/sensevoiced.conf' && \
+		systemd-tmpfiles --create '$(TMPFILESDIR)/sensevoiced.conf' && systemctl daemon-reload; fi
+	@echo 'next: sensevoiced fetch, then systemctl enable --now sensevoiced.socket (both as root);'
+	@echo 'or for yourself alone: sensevoiced fetch, then systemctl --user enable --now sensevoiced.socket'
+
+# Models, and a configuration that was changed, stay: they are the user's.
+uninstall:
+	@if $(LIVE); then systemctl disable --now sensevoiced.socket sensevoiced.service || :; fi
+	rm -f '$(DESTDIR)$(BINDIR)/svctl' '$(DESTDIR)$(BINDIR)/sensevoiced'
+	rm -f '$(DESTDIR)$(UNITDIR)/sensevoiced.socket' '$(DESTDIR)$(UNITDIR)/sensevoiced.service'
+	rm -f '$(DESTDIR)$(USERUNITDIR)/sensevoiced.socket' '$(DESTDIR)$(USERUNITDIR)/sensevoiced.service'
+	rm -f '$(DESTDIR)$(SYSUSERSDIR)/sensevoiced.conf' '$(DESTDIR)$(TMPFILESDIR)/sensevoiced.conf'
+	rm -f '$(DESTDIR)$(CONFDIR)/sensevoiced.toml.new'
+	@if cmp -s systemd/sensevoiced.toml '$(DESTDIR)$(CONFDIR)/sensevoiced.toml'; then \
+		rm -f '$(DESTDIR)$(CONFDIR)/sensevoiced.toml'; fi
+	@rmdir '$(DESTDIR)$(CONFDIR)' 2>/dev/null || :
+	rm -rf '$(DESTDIR)$(LIBDIR)'
+	@if $(LIVE); then systemctl daemon-reload; fi
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

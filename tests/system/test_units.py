@@ -1,0 +1,175 @@
+"""What systemd itself says of the shipped units, and that the settings file shows the true defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from sensevoiced import settings
+from sensevoiced.config import Config
+
+KINDS = ("system", "user")
+MAX_EXPOSURE = 1.0
+"""Of 10; the hardening measured 0.8 with systemd 252, and a lost directive costs 0.1 to 0.4."""
+MACHINE_DEPENDENT = {"socket", "models_dir", "frontend.children"}
+"""Settings whose default is derived at start; the file shows one of the values it can have."""
+
+
+@pytest.fixture(scope="module")
+def systemd(repository):
+    """The folder of shipped units."""
+    return repository / "systemd"
+
+
+@pytest.fixture
+def analyze(tmp_path, monkeypatch):
+    """Run systemd-analyze; skipped where systemd is not installed."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed")
+    (tmp_path / "runtime").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+
+    def run(*words):
+        return subprocess.run([program, *map(str, words)], capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+@pytest.fixture(params=KINDS)
+def units(request, systemd, tmp_path):
+    """Copies of one kind's units that start a program which exists, with the kind."""
+    source = systemd if request.param == "system" else systemd / "user"
+    folder = tmp_path / "units"
+    folder.mkdir()
+    for unit in ("sensevoiced.socket", "sensevoiced.service"):
+        text = (source / unit).read_text().replace("/usr/local/bin/sensevoiced", sys.executable)
+        (folder / unit).write_text(text)
+    return request.param, folder
+
+
+def test_systemd_accepts_the_units(units, analyze):
+    """`systemd-analyze verify` has nothing to say: no unknown directive, no missing program."""
+    kind, folder = units
+    done = analyze(f"--{kind}", "verify", folder / "sensevoiced.socket", folder / "sensevoiced.service")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_service_is_sandboxed(systemd, analyze, tmp_path):
+    """`systemd-analyze security` finds next to nothing that the system service could still reach."""
+    shutil.copy(systemd / "sensevoiced.service", tmp_path)
+    done = analyze("security", "--offline=yes", tmp_path / "sensevoiced.service")
+    if "unrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze has no --offline (before systemd 250)")
+    (score,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    print(f"exposure of sensevoiced.service: {score} of 10")
+    assert float(score) <= MAX_EXPOSURE
+
+
+def _directives(path):
+    lines = [line for line in path.read_text().splitlines() if "=" in line and not line.startswith("#")]
+    return [tuple(line.split("=", 1)) for line in lines]
+
+
+@pytest.mark.parametrize("folder", ["", "user"])
+def test_stopping_leaves_time_to_drain(systemd, folder):
+    """The daemon's own time to finish accepted requests ends before systemd kills it."""
+    directives = dict(_directives(systemd / folder / "sensevoiced.service"))
+    config = settings.load({}, {"HOME": "/nonexistent"})
+    assert config.serving.drain_timeout_s < float(directives["TimeoutStopSec"])
+    assert directives["Type"] == "notify"
+    assert directives["ExecReload"].endswith("kill -HUP $MAINPID")
+    assert directives["RestartPreventExitStatus"] == "78", "a bad configuration is not retried"
+
+
+@pytest.mark.parametrize("folder", ["", "user"])
+def test_the_socket_outlives_a_restart(systemd, folder):
+    """Nothing of the service removes the folder that the socket unit's socket lies in."""
+    assert "RuntimeDirectory" not in dict(_directives(systemd / folder / "sensevoiced.service"))
+    socket = dict(_directives(systemd / folder / "sensevoiced.socket"))
+    assert socket["FlushPending"] == "no"
+    assert socket["Service"] == "sensevoiced.service"
+    assert socket["ListenStream"].endswith("/sensevoice/api.sock")
+
+
+def test_sysusers_and_tmpfiles_agree_with_the_units(systemd, tmp_path):
+    """The user that the service runs as is created, and owns the folder where models are fetched to."""
+    for program, file in (("systemd-sysusers", "sysusers.d"), ("systemd-tmpfiles", "tmpfiles.d")):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+        assert (systemd / file / "sensevoiced.conf").is_file()
+    service = dict(_directives(systemd / "sensevoiced.service"))
+    socket = dict(_directives(systemd / "sensevoiced.socket"))
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    words = ["systemd-sysusers", f"--root={root}", str(systemd / "sysusers.d" / "sensevoiced.conf")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"(?m)^{service['User']}:", (root / "etc" / "passwd").read_text())
+    assert re.search(rf"(?m)^{socket['SocketGroup']}:", (root / "etc" / "group").read_text())
+    words = [
+        "systemd-tmpfiles",
+        "--create",
+        f"--root={root}",
+        str(systemd / "tmpfiles.d" / "sensevoiced.conf"),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    state = root / "var" / "lib" / service["StateDirectory"] / "models"
+    assert state.is_dir()
+
+
+def _uncommented(text):
+    """The settings file with every default in force."""
+    return re.sub(r"(?m)^#(?=\S)", "", text)
+
+
+def _flat(config):
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= {f"{field.name}.{key}": inner for key, inner in _flat(value).items()}
+        else:
+            values[field.name] = value
+    return values
+
+
+def test_the_settings_file_changes_nothing_as_shipped(systemd):
+    """As it is installed, the file sets nothing at all."""
+    shipped = settings.load({"config": str(systemd / "sensevoiced.toml")}, {"HOME": "/nonexistent"})
+    assert shipped == settings.load({}, {"HOME": "/nonexistent"})
+
+
+def test_the_settings_file_shows_every_default(systemd, tmp_path):
+    """With every comment sign removed it loads, names every setting, and gives each its default."""
+    text = _uncommented((systemd / "sensevoiced.toml").read_text())
+    (tmp_path / "all.toml").write_text(text)
+    shown = _flat(settings.load({"config": str(tmp_path / "all.toml")}, {"HOME": "/nonexistent"}))
+    default = _flat(settings.load({}, {"HOME": "/nonexistent"}))
+    assert {k: v for k, v in shown.items() if k not in MACHINE_DEPENDENT} == {
+        k: v for k, v in default.items() if k not in MACHINE_DEPENDENT
+    }
+    named, section = set(), ""
+    for line in text.splitlines():
+        if opened := re.fullmatch(r"\[(\w+)\]", line):
+            section = opened[1] + "."
+        elif assigned := re.match(r"(\w+) = ", line):
+            named.add(section + assigned[1])
+    assert named == set(_flat(Config(socket=".", models_dir=".")))
+
+
+def test_every_setting_is_explained(systemd):
+    """Above each setting, or the group it stands in, there is a sentence."""
+    lines = (systemd / "sensevoiced.toml").read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"#\w+ = ", line):
+            above = number - 1
+            while re.match(r"#\w+ = ", lines[above]):
+                above -= 1
+            assert lines[above].startswith("# "), line

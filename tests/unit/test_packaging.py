@@ -1,0 +1,173 @@
+"""The wheel as users get it, and what `make install` and `make uninstall` do with it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from email import message_from_string
+
+import pytest
+
+import sensevoiced
+import svctl
+
+
+@pytest.fixture(scope="module")
+def wheel(repository, tmp_path_factory):
+    """The wheel, built from this checkout without a package index."""
+    pytest.importorskip("hatchling", reason="the [dev] extra is not installed")
+    folder = tmp_path_factory.mktemp("wheel")
+    words = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", *words, str(repository)], check=True, timeout=120)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel):
+    """The wheel's METADATA, and the names of its files."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (file,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        return message_from_string(archive.read(file).decode()), names
+
+
+def test_the_base_install_is_the_client_alone(metadata):
+    """Without an extra, only click and msgpack come along."""
+    required = metadata[0].get_all("Requires-Dist")
+    base = {re.match(r"[\w-]+", line)[0] for line in required if "extra ==" not in line}
+    assert base == {"click", "msgpack"}
+    assert set(metadata[0].get_all("Provides-Extra")) == {"daemon", "hub", "funasr", "dev"}
+
+
+def test_both_packages_have_one_version(metadata):
+    """Client and daemon ship together and say the same version."""
+    assert metadata[0]["Version"] == sensevoiced.__version__ == svctl.__version__
+
+
+def test_the_wheel_holds_both_packages_and_nothing_else(metadata):
+    """Code, type markers, the protocol's description and the demo model; no tests, tools or units."""
+    names = metadata[1]
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"sensevoiced", "svctl"}
+    assert {"sensevoiced/py.typed", "svctl/py.typed"} <= set(names)
+    assert not [name for name in names if "__pycache__" in name]
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+
+
+@pytest.mark.parametrize("folder", ["svctl", "sensevoiced"])
+def test_every_file_of_the_packages_is_in_the_wheel(repository, metadata, folder):
+    """What lies beside the code (PROTOCOL.md, the demo model, its samples) is installed with it."""
+    there = {
+        str(file.relative_to(repository))
+        for file in (repository / folder).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert there - set(metadata[1]) == set()
+
+
+def test_the_package_stays_small(wheel):
+    """With the demo model the wheel is below 20 MB: the model itself may take 16."""
+    assert wheel.stat().st_size < 20e6
+
+
+def test_the_client_starts_without_the_daemons_dependencies(wheel, tmp_path):
+    """In an environment with click and msgpack only, svctl shows its help and says that no daemon runs."""
+    bare = tmp_path / "bare"
+    venv.create(bare, with_pip=False)
+    (site,) = bare.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    for name in ("click", "msgpack"):
+        found = subprocess.run(
+            [sys.executable, "-c", f"import {name}; print({name}.__path__[0])"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        (site / name).symlink_to(found.stdout.strip())
+    python = str(bare / "bin" / "python")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    def run(*words):
+        done = [python, "-m", "svctl", *words]
+        return subprocess.run(done, capture_output=True, text=True, timeout=30, env=environment)
+
+    shown = run("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "transcribe" in shown.stdout
+    missing = run("ping", "--wait", "0", "--socket", str(tmp_path / "none.sock"))
+    assert missing.returncode == os.EX_UNAVAILABLE
+    assert len(missing.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def make(repository, wheel, tmp_path):
+    """Run make with everything below `tmp_path`: nothing is downloaded, and no systemd is told."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+
+    def run(target, **variables):
+        words = {
+            "PYTHON": sys.executable,
+            "INSTALL_FROM": str(wheel),
+            "INSTALL_EXTRAS": "",
+            "INSTALL_PIP_ARGS": "--no-deps --no-index",
+            "SYSTEMD": "",
+            **variables,
+        }
+        command = ["make", "--no-print-directory", "-C", str(repository), target]
+        command += [f"{name}={value}" for name, value in words.items()]
+        environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+    return run
+
+
+def _files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+def test_install_and_uninstall_below_a_prefix(make, tmp_path):
+    """Commands run, units name them, a changed configuration is kept, and nothing else is left behind."""
+    prefix, conf = tmp_path / "prefix", tmp_path / "etc"
+    places = {"PREFIX": prefix, "CONFDIR": conf}
+    done = make("install", **places)
+    assert done.returncode == 0, done.stderr
+    version = subprocess.run([prefix / "bin" / "sensevoiced", "--version"], capture_output=True, text=True)
+    assert version.stdout.split()[-1] == sensevoiced.__version__
+    for folder in ("system", "user"):
+        unit = (prefix / "lib" / "systemd" / folder / "sensevoiced.service").read_text()
+        assert f"\nExecStart={prefix}/bin/sensevoiced\n" in unit
+    expected = {"lib/sysusers.d/sensevoiced.conf", "lib/tmpfiles.d/sensevoiced.conf", "bin/svctl"}
+    assert expected <= _files(prefix)
+    settings = conf / "sensevoiced.toml"
+    settings.write_text(settings.read_text() + "\n[serving]\nmax_jobs = 8\n")
+    mine = settings.read_text()
+    assert make("install", **places).returncode == 0
+    assert settings.read_text() == mine
+    assert (conf / "sensevoiced.toml.new").is_file()
+    done = make("uninstall", **places)
+    assert done.returncode == 0, done.stderr
+    assert _files(prefix) == set()
+    assert _files(conf) == {"sensevoiced.toml"}
+
+
+def test_a_staged_install_names_its_final_place(make, tmp_path):
+    """With DESTDIR, everything is below it, and no file that is run or read names the staging folder."""
+    stage = tmp_path / "stage"
+    done = make("install", DESTDIR=stage, PREFIX="/opt/sensevoice")
+    assert done.returncode == 0, done.stderr
+    root = stage / "opt" / "sensevoice"
+    assert str((root / "bin" / "svctl").readlink()) == "/opt/sensevoice/lib/sensevoiced/bin/svctl"
+    first = (root / "lib" / "sensevoiced" / "bin" / "sensevoiced").read_text().splitlines()[0]
+    assert first == "#!/opt/sensevoice/lib/sensevoiced/bin/python"
+    unit = (root / "lib" / "systemd" / "system" / "sensevoiced.service").read_text()
+    assert "ExecStart=/opt/sensevoice/bin/sensevoiced\n" in unit
+    assert (stage / "etc" / "sensevoice" / "sensevoiced.toml").is_file()
+    assert make("uninstall", DESTDIR=stage, PREFIX="/opt/sensevoice").returncode == 0
+    assert _files(stage) == set()
