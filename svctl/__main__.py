@@ -1,0 +1,29 @@
+"""Entry point: the quick parser where the words are plain, click for all else; never imports click itself."""
+
+from __future__ import annotations
+
+import sys
+
+from svctl import options, terminal
+
+
+def main() -> int:
+    """Run svctl with the process's arguments; returns the exit status."""
+    terminal.claim_standard_descriptors()
+    arguments = sys.argv[1:]
+    verb = arguments[0] if arguments else ""
+    try:
+        parsed = options.parse(verb, arguments[1:]) if verb in options.VERBS else None
+        if parsed is None:
+            from svctl import cli  # noqa: PLC0415 - click costs more than a whole ping
+
+            return cli.main(arguments)
+        from svctl import verbs  # noqa: PLC0415
+
+        return verbs.run(verb, *parsed)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

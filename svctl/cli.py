@@ -1,0 +1,85 @@
+"""The verbs as click sees them: help, completion, and a sentence for every mistake.
+
+Never imported on the quick path: click costs more than a whole ping.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from svctl import __version__, verbs
+from svctl.options import VERBS
+from svctl.terminal import say
+from svctl.wire import ERRORS
+
+if TYPE_CHECKING:
+    from svctl.options import Option
+
+_USAGE = ERRORS["invalid_request"][1]
+
+
+def _option(option: Option) -> click.Option:
+    name, flags, kind, default, allowed, text = option
+    settings: dict[str, Any] = {"default": default, "help": text}
+    if kind == "switch":
+        return click.Option([f"{flags[0]}/{flags[1]}", name], show_default=True, **settings)
+    if kind == "flag":
+        return click.Option([*flags, name], is_flag=True, **settings)
+    if kind == "choice":
+        return click.Option([*flags, name], type=click.Choice(allowed), show_default=True, **settings)
+    if kind == "seconds":
+        return click.Option(
+            [*flags, name], type=click.FloatRange(min=0), metavar="SECONDS", show_default=True, **settings
+        )
+    return click.Option([*flags, name], metavar="FOLDER" if name == "output" else "PATH", **settings)
+
+
+def _command(verb: str) -> click.Command:
+    argument, text, options = VERBS[verb]
+
+    def callback(**values: Any) -> int:
+        names = list(values.pop("names", ()))
+        if argument and not names and not values["null"]:
+            raise click.UsageError("Name at least one FILE, or - for standard input.")
+        if names and values["null"]:
+            raise click.UsageError("-0 reads the names from standard input; name no FILE beside it.")
+        return verbs.run(verb, values, names)
+
+    parameters: list[click.Parameter] = [_option(option) for option in options]
+    if argument:
+        # not click.Path: plain strings keep the surrogates of names that are not UTF-8
+        parameters.append(click.Argument(["names"], nargs=-1, metavar=f"{argument}..."))
+    return click.Command(verb, callback=callback, params=parameters, help=text, short_help=text)
+
+
+def group() -> click.Group:
+    """All of svctl as a click group, built from the option table."""
+    commands = {verb: _command(verb) for verb in VERBS}
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+    top = click.Group(
+        "svctl",
+        commands=commands,
+        context_settings=settings,
+        help="Talk to sensevoiced, the resident speech recogniser.",
+    )
+    return click.version_option(__version__, "-V", "--version", prog_name="svctl")(top)
+
+
+def main(arguments: list[str]) -> int:
+    """Run svctl with these words; returns the exit status."""
+    try:
+        result = group().main(arguments, prog_name="svctl", standalone_mode=False)
+    except click.UsageError as error:
+        if isinstance(error, click.exceptions.NoArgsIsHelpError):
+            click.echo(error.format_message())
+        else:
+            say(" ".join(error.format_message().split()))
+        return _USAGE
+    except click.ClickException as error:
+        say(error.format_message())
+        return _USAGE
+    except click.Abort:
+        return verbs.INTERRUPTED
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,225 @@
+"""One connection to the daemon: say hello, move frames and descriptors both ways, never blocking on only one.
+
+Never imports socket, asyncio, signal or typing: `_socket` and `select` are all it needs, and each of those
+costs more than a ping.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import struct
+import time
+from collections import deque
+
+from svctl import __version__, wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from svctl.wire import Message
+
+_RECEIVE_BYTES = 64 * 2**10
+_MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
+"""Bounds of one pause before asking again: neither a busy loop nor a sleep past a free slot."""
+_CANCEL_FLUSH_S = 1.0
+"""How long Ctrl-C may take to tell the daemon; closing the connection says the same."""
+
+
+def pause_s(retry_after_ms: int | None) -> float:
+    """How long to wait before asking again: what the daemon said, within bounds.
+
+    Spread by a quarter, so that clients that were refused together do not return together.
+    """
+    wanted = min(max((retry_after_ms or 0) / 1000, _MIN_RETRY_S), _MAX_RETRY_S)
+    return wanted * (0.75 + os.urandom(1)[0] / 510)
+
+
+class Client:
+    """One connection: requests are pipelined, events are taken in the order in which they were sent."""
+
+    def __init__(self, sock: _socket.socket, path: str) -> None:
+        """`sock` is connected; it is owned from here on."""
+        sock.setblocking(False)
+        self.path = path
+        self.server = ""
+        self.unfinished: set[int] = set()
+        """Ids of transcriptions that have not ended: what Ctrl-C has to cancel."""
+        self._socket = sock
+        self._reader = wire.FrameReader(wire.MAX_FRAME_BYTES)
+        self._outgoing: deque[tuple[memoryview, int]] = deque()
+        self._incoming: deque[Message] = deque()
+        self._last_id = 0
+        self._ended = False
+        self._cannot_send = False
+
+    def hello(self, deadline: float) -> None:
+        """Exchange versions until the monotonic time `deadline`.
+
+        Raises WireError: `unsupported` for another major version, `timeout`, or what the daemon says instead.
+        """
+        self.send(
+            {
+                "type": "hello",
+                "major": wire.VERSION_MAJOR,
+                "minor": wire.VERSION_MINOR,
+                "client": f"svctl/{__version__}",
+            }
+        )
+        welcome = self._answer(None, "welcome", deadline)
+        if welcome["major"] != wire.VERSION_MAJOR:
+            raise wire.WireError(
+                "unsupported",
+                f"The daemon at {self.path} speaks protocol {welcome['major']}.{welcome['minor']} and "
+                f"this svctl {wire.VERSION_MAJOR}.{wire.VERSION_MINOR}; install the same version of both.",
+            )
+        self.server = welcome["server"]
+
+    def send(self, message: Message, descriptor: int = -1) -> None:
+        """Queue a message and send what the socket takes.
+
+        `descriptor` travels with the first byte. It stays the caller's to close, once the request has ended.
+        """
+        if not self._cannot_send:
+            self._outgoing.append((memoryview(wire.encode(message)), descriptor))
+            self._flush()
+
+    def request(self, kind: str, descriptor: int = -1, **fields: Any) -> int:
+        """Send a request under a fresh id, which it returns."""
+        self._last_id += 1
+        if kind == "transcribe":
+            self.unfinished.add(self._last_id)
+        self.send({"type": kind, "id": self._last_id, **fields}, descriptor)
+        return self._last_id
+
+    def call(self, kind: str, answer: str, *, patience_s: float) -> Message:
+        """Ask and wait for the one event that answers. Raises WireError: the daemon's own, or `timeout`."""
+        return self._answer(self.request(kind), answer, time.monotonic() + patience_s)
+
+    def _answer(self, request: int | None, answer: str, deadline: float) -> Message:
+        while True:
+            event = self.take()
+            if event is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise wire.WireError("timeout", f"The daemon at {self.path} did not answer in time.")
+                self.wait(left)
+            elif event["type"] == "error" and event["id"] in (request, None):
+                raise error_of(event)
+            elif event["type"] == answer and event.get("id") == request:
+                return event
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes queued because the daemon does not read as fast."""
+        return sum(len(data) for data, _ in self._outgoing)
+
+    def take(self) -> Message | None:
+        """The next event that has arrived, or None."""
+        return self._incoming.popleft() if self._incoming else None
+
+    def wait(self, timeout_s: float | None = None, *, readable: int = -1) -> bool:
+        """Move bytes both ways until something happened or the time is over.
+
+        True says that the other descriptor `readable` is; otherwise there may be events to take. Raises
+        WireError `unavailable` when the connection is over and every event that came before has been taken.
+        """
+        if self._incoming:
+            return False
+        if self._ended:
+            raise wire.WireError(
+                "unavailable",
+                f"The connection to the daemon at {self.path} broke before it had answered; try again.",
+            )
+        return self._move(timeout_s, readable=readable)
+
+    def wait_writable(self, descriptor: int) -> None:
+        """Take events in until the descriptor can be written: the daemon drops clients that do not read."""
+        while not self._move(None, writable=descriptor):
+            pass
+
+    def _move(self, timeout_s: float | None, *, readable: int = -1, writable: int = -1) -> bool:
+        poll = select.poll()
+        if not self._ended:
+            poll.register(self._socket.fileno(), select.POLLIN | (select.POLLOUT if self._outgoing else 0))
+        if readable >= 0:
+            poll.register(readable, select.POLLIN)
+        if writable >= 0:
+            poll.register(writable, select.POLLOUT)
+        ready = poll.poll(None if timeout_s is None else max(0, int(timeout_s * 1000) + 1))
+        other = False
+        for descriptor, mask in ready:
+            if descriptor in (readable, writable):
+                other = True
+                continue
+            if mask & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                self._receive()
+            if mask & select.POLLOUT:
+                self._flush()
+        return other
+
+    def _receive(self) -> None:
+        while not self._ended:
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""  # reset by a daemon that died: the same as its end
+            if not data:
+                self._ended = self._cannot_send = True
+                return
+            self._reader.feed(data)
+            for message in self._reader.messages():
+                self._accept(message)
+
+    def _accept(self, message: Message) -> None:
+        try:
+            event = wire.check(message, wire.EVENTS)
+        except wire.ProtocolError as error:
+            if error.code == "unsupported":
+                return  # an event of a newer minor version
+            raise
+        if event["type"] in ("done", "error"):
+            self.unfinished.discard(event["id"])
+        self._incoming.append(event)
+
+    def _flush(self) -> None:
+        while self._outgoing:
+            # taken out before it is sent: a Ctrl-C in between loses a message, but never sends one twice
+            data, descriptor = self._outgoing.popleft()
+            rights = [struct.pack("i", descriptor)] if descriptor >= 0 else []
+            ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, right) for right in rights]
+            try:
+                sent = self._socket.sendmsg([data], ancillary)
+            except BlockingIOError:
+                self._outgoing.appendleft((data, descriptor))
+                return
+            except OSError:
+                # the daemon has closed: what it said before is still to be read, and says why
+                self._cannot_send = True
+                self._outgoing.clear()
+                return
+            if sent < len(data):
+                self._outgoing.appendleft((data[sent:], -1))
+
+    def cancel_all(self) -> None:
+        """Tell the daemon to drop what this connection still waits for; one that is gone is no error."""
+        for request in sorted(self.unfinished):
+            self.send({"type": "cancel", "id": request})
+        deadline = time.monotonic() + _CANCEL_FLUSH_S
+        while self._outgoing and not self._ended and time.monotonic() < deadline:
+            self._move(deadline - time.monotonic())
+
+    def close(self) -> None:
+        """End the connection; the daemon drops whatever is unfinished."""
+        self._socket.close()
+
+
+def error_of(event: Message) -> wire.WireError:
+    """The exception that an `error` event stands for."""
+    return wire.WireError(
+        event["code"], event["message"], request=event["id"], retry_after_ms=event["retry_after_ms"]
+    )

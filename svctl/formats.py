@@ -1,0 +1,209 @@
+"""What a transcript looks like: the daemon's events in, text, JSON or subtitles out; pure functions.
+
+Imports json only where JSON is written, and never touches a file, a clock or the locale: equal answers give
+equal bytes.
+"""
+
+from __future__ import annotations
+
+from svctl.emoji import emoji
+from svctl.terminal import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from svctl.wire import Message
+
+    Transcript = dict[str, Any]
+    Segment = dict[str, Any]
+
+_NO_SPACE_RANGES = (
+    (0x2E80, 0x312F),  # radicals, CJK punctuation, kana, bopomofo
+    (0x3190, 0x9FFF),  # kanbun to unified ideographs; 0x3130-0x318F is Hangul, which is written with spaces
+    (0xF900, 0xFAFF),
+    (0xFE30, 0xFE4F),
+    (0xFF00, 0xFFEF),  # full-width forms
+    (0x20000, 0x3FFFF),
+)
+
+
+def transcript(label: str, segments: Iterable[Message], done: Message) -> Transcript:
+    """The JSON object of one recording, from its `segment` events and its `done`."""
+    parts = [_segment(event) for event in segments]
+    return {
+        "file": label,
+        "duration": _seconds(done["duration"]),
+        "language": main_language(parts),
+        "text": join(part["text"] for part in parts),
+        "segments": parts,
+        "model": done["model"],
+        "truncated": done["truncated"],
+    }
+
+
+def failure(label: str, code: str, message: str) -> Transcript:
+    """The JSON object of a recording that could not be transcribed."""
+    return {"file": label, "error": {"code": code, "message": message}}
+
+
+def _segment(event: Message) -> Segment:
+    return {
+        "id": event["index"],
+        "start": _seconds(event["start"]),
+        "end": _seconds(event["end"]),
+        "language": event["language"],
+        "language_score": _score(event["language_score"]),
+        "emotion": event["emotion"],
+        "emotion_score": _score(event["emotion_score"]),
+        "event": event["event"],
+        "event_score": _score(event["event_score"]),
+        "text": event["text"],
+        "words": [
+            {"word": w["word"], "start": _seconds(w["start"]), "end": _seconds(w["end"])}
+            for w in event["words"]
+        ],
+        "raw": event["raw"],
+    }
+
+
+def _seconds(value: float) -> float:
+    # milliseconds are finer than a frame (60 ms); adding 0.0 turns -0.0 into zero
+    return round(float(value), 3) + 0.0
+
+
+def _score(value: float) -> float:
+    # four digits: batching moves the fifth
+    return round(float(value), 4) + 0.0
+
+
+def main_language(segments: list[Segment]) -> str:
+    """The language with most seconds of speech (of equals the first), `nospeech` where there is none."""
+    seconds: dict[str, float] = {}
+    for segment in segments:
+        if segment["language"] != "nospeech":
+            seconds[segment["language"]] = (
+                seconds.get(segment["language"], 0.0) + segment["end"] - segment["start"]
+            )
+    return max(seconds, key=lambda language: seconds[language]) if seconds else "nospeech"
+
+
+def join(texts: Iterable[str]) -> str:
+    """One running text: a space between neighbours, but none beside a script written without spaces."""
+    joined = ""
+    for text in texts:
+        stripped = text.strip()
+        if joined and stripped and not (_spaceless(joined[-1]) or _spaceless(stripped[0])):
+            joined += " "
+        joined += stripped
+    return joined
+
+
+def _spaceless(character: str) -> bool:
+    return any(low <= ord(character) <= high for low, high in _NO_SPACE_RANGES)
+
+
+def _labels(segment: Segment) -> list[str]:
+    """The tags worth saying, outermost first: unknown emotions and the event `Speech` say nothing."""
+    emotion = [] if segment["emotion"] in ("", "EMO_UNKNOWN") else [segment["emotion"]]
+    event = [] if segment["event"] in ("", "Speech", "Event_UNK") else [segment["event"]]
+    return [segment["language"].upper(), *emotion, *event]
+
+
+def segment_line(segment: Segment, tags: str, *, timestamps: bool) -> str:
+    """One line of `-f text`, without its line end; `tags` is any of options.TAGS but `emoji`."""
+    text = segment["text"].strip()
+    if tags == "raw":
+        line = segment["raw"]
+    elif tags == "bracket":
+        line = "".join(f"[{label}]" for label in _labels(segment)) + (" " + text if text else "")
+    elif tags == "enclosed":
+        labels = [label for label in _labels(segment) if label != "NEUTRAL"]
+        line = (
+            "".join(f"[{label}]" for label in labels)
+            + text
+            + "".join(f"[{label}]" for label in reversed(labels))
+        )
+    else:
+        line = text
+    span = f"[{segment['start']:.2f}-{segment['end']:.2f}] " if timestamps else ""
+    return printable(span + line)
+
+
+def text_lines(whole: Transcript, tags: str, *, timestamps: bool) -> str:
+    """`-f text` of a whole recording: a line per segment, or a single line for `emoji`."""
+    if tags == "emoji":
+        return printable(emoji(funasr_text(whole))) + "\n"
+    return "".join(segment_line(segment, tags, timestamps=timestamps) + "\n" for segment in whole["segments"])
+
+
+def raw_lines(whole: Transcript) -> str:
+    """`-f raw`: each segment's FunASR `text` on its own line, unaltered."""
+    return "".join(segment["raw"] + "\n" for segment in whole["segments"])
+
+
+def plain_line(whole: Transcript) -> str:
+    """`-f plain`: the running text alone."""
+    return printable(whole["text"]) + "\n"
+
+
+def json_text(whole: Transcript, *, indent: int | None = None) -> str:
+    """JSON in UTF-8 characters, without a line end."""
+    import json  # noqa: PLC0415 - 9 ms that only JSON output has to pay
+
+    return json.dumps(whole, ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def srt(whole: Transcript) -> str:
+    """SubRip: numbered cues with a comma before the milliseconds."""
+    cues = [segment for segment in whole["segments"] if segment["text"].strip()]
+    return "".join(
+        f"{number}\n{_clock(cue['start'], ',')} --> {_clock(cue['end'], ',')}\n{_cue_text(cue)}\n\n"
+        for number, cue in enumerate(cues, 1)
+    )
+
+
+def vtt(whole: Transcript) -> str:
+    """WebVTT: its header line, then cues with a point before the milliseconds, and markup escaped."""
+    cues = [segment for segment in whole["segments"] if segment["text"].strip()]
+    return "WEBVTT\n\n" + "".join(
+        f"{_clock(cue['start'], '.')} --> {_clock(cue['end'], '.')}\n"
+        f"{_cue_text(cue).replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}\n\n"
+        for cue in cues
+    )
+
+
+def tsv(whole: Transcript) -> str:
+    """start, end, text; integer milliseconds, as openai-whisper writes it."""
+    rows = [
+        f"{round(s['start'] * 1000)}\t{round(s['end'] * 1000)}\t{_cue_text(s)}\n" for s in whole["segments"]
+    ]
+    return "start\tend\ttext\n" + "".join(rows)
+
+
+def _cue_text(segment: Segment) -> str:
+    return printable(segment["text"].strip().replace("\t", " ").replace("-->", "->"))
+
+
+def _clock(seconds: float, mark: str) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{mark}{milliseconds % 1000:03d}"
+
+
+WHOLE: dict[str, Callable[[Transcript], str]] = {
+    "raw": raw_lines,
+    "plain": plain_line,
+    "json": lambda whole: json_text(whole, indent=2) + "\n",
+    "jsonl": lambda whole: json_text(whole) + "\n",
+    "srt": srt,
+    "vtt": vtt,
+    "tsv": tsv,
+}
+"""Every format but `text`, from the transcript of one recording."""
+
+
+def funasr_text(whole: Transcript) -> str:
+    """The `text` that FunASR's AutoModel would return: the raw texts with a space between them."""
+    return " ".join(segment["raw"] for segment in whole["segments"])

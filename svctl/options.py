@@ -1,0 +1,176 @@
+"""What every verb of svctl accepts, as one table: the quick parser and cli.py's click options come from it.
+
+Never imports click: importing it takes longer than a whole `svctl ping`.
+"""
+
+from __future__ import annotations
+
+from svctl.wire import LANGUAGES
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    Option = tuple[str, tuple[str, ...], str, Any, tuple[str, ...], str]
+    Values = dict[str, Any]
+
+FORMATS = ("text", "json", "jsonl", "raw", "plain", "srt", "vtt", "tsv")
+TAGS = ("bracket", "enclosed", "emoji", "raw", "none")
+
+PATIENCE_S = 60.0
+"""How long a full or loading daemon is waited for: longer than a large model takes to load."""
+PING_PATIENCE_S = 5.0
+"""A health check wants an answer, also when it is no."""
+
+# (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch"
+# has an off flag (the last one),
+# and "text", "choice" and "seconds" take a value.
+_SOCKET: Option = (
+    "socket",
+    ("--socket",),
+    "text",
+    "",
+    (),
+    "Socket of the daemon; default: $SENSEVOICE_SOCKET, then the user's, then the system's.",
+)
+_QUIET: Option = ("quiet", ("-q", "--quiet"), "flag", False, (), "Print errors only.")
+_WAIT_HELP = "How long to wait for a daemon that is loading or full."
+
+
+def _wait(default: float) -> Option:
+    return ("wait", ("--wait",), "seconds", default, (), _WAIT_HELP)
+
+
+VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
+    # verb: (name of its arguments, or "" where it takes none; help; options)
+    "transcribe": (
+        "FILE",
+        "Transcribe audio files; - is standard input.",
+        (
+            ("format", ("-f", "--format"), "choice", "text", FORMATS, "How the transcript is written."),
+            (
+                "language",
+                ("-l", "--language"),
+                "choice",
+                "auto",
+                LANGUAGES,
+                "Language of the speech; auto lets the model decide.",
+            ),
+            ("itn", ("--itn", "--no-itn"), "switch", True, (), "Punctuation and numbers in digits."),
+            (
+                "tags",
+                ("--tags",),
+                "choice",
+                "bracket",
+                TAGS,
+                "How -f text shows language, emotion and event.",
+            ),
+            (
+                "timestamps",
+                ("-t", "--timestamps"),
+                "flag",
+                False,
+                (),
+                "Put [start-end] in seconds before each line of -f text.",
+            ),
+            (
+                "vad",
+                ("--vad", "--no-vad"),
+                "switch",
+                True,
+                (),
+                "Cut at pauses; without it a recording of up to 60 s is one segment.",
+            ),
+            (
+                "output",
+                ("-o", "--output"),
+                "text",
+                "",
+                (),
+                "Write one file per recording into this folder instead of standard output.",
+            ),
+            (
+                "null",
+                ("-0", "--null"),
+                "flag",
+                False,
+                (),
+                "Read file names from standard input, each ended by a NUL, as find -print0 writes them.",
+            ),
+            (
+                "progress",
+                ("--progress",),
+                "flag",
+                False,
+                (),
+                "Show on a terminal's standard error how far the current file is.",
+            ),
+            _QUIET,
+            _wait(PATIENCE_S),
+            (
+                "no_wait",
+                ("--no-wait",),
+                "flag",
+                False,
+                (),
+                "Fail at once with exit status 75 when the daemon is full.",
+            ),
+            _SOCKET,
+        ),
+    ),
+    "status": (
+        "",
+        "Show what the daemon runs, holds and has done.",
+        (("json", ("--json",), "flag", False, (), "Write it as JSON."), _wait(PATIENCE_S), _SOCKET),
+    ),
+    "ping": ("", "Ask the daemon for a sign of life.", (_QUIET, _wait(PING_PATIENCE_S), _SOCKET)),
+    "reload": ("", "Let the daemon read its configuration again.", (_QUIET, _wait(PATIENCE_S), _SOCKET)),
+}
+"""Every verb and option of svctl."""
+
+
+def parse(verb: str, arguments: list[str]) -> tuple[Values, list[str]] | None:
+    """The option values by name, and the file names; None where only click can say what is meant or wrong.
+
+    It accepts a part of what click accepts and means the same by it (a test holds them together): whole
+    flags, `--flag=value`, and `--`. Clusters of short flags, help, and every mistake are click's.
+    """
+    argument, _, options = VERBS[verb]
+    by_flag = {flag: option for option in options for flag in option[1]}
+    values = {option[0]: option[3] for option in options}
+    names: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--":
+            names.extend(rest)
+            break
+        if word == "-" or word[:1] != "-":
+            names.append(word)
+            continue
+        flag, given, text = word.partition("=") if word.startswith("--") else (word, "", "")
+        option = by_flag.get(flag)
+        if option is None:
+            return None
+        value = _value(option, flag, text if given else None, rest)
+        if value is None:
+            return None
+        values[option[0]] = value
+    if bool(names) == bool(values.get("null")) and argument:
+        return None  # names from both sides, or from none
+    return None if names and not argument else (values, names)
+
+
+def _value(option: Option, flag: str, given: str | None, rest: Iterator[str]) -> str | float | bool | None:
+    """What an option is set to: by presence, by the text behind `=`, or by the next word; None if unclear."""
+    _, flags, kind, _, allowed, _ = option
+    if kind in ("flag", "switch"):
+        return None if given is not None else kind == "flag" or flag != flags[-1]
+    value = next(rest, "-") if given is None else given
+    if (given is None and value.startswith("-")) or (allowed and value not in allowed):
+        return None
+    if kind == "seconds":
+        # plain decimals only; click has a sentence for the rest
+        digits = value.replace(".", "", 1)
+        return float(value) if digits.isascii() and digits.isdigit() else None
+    return value

@@ -1,0 +1,226 @@
+"""Many recordings over one connection: several in flight, refused ones sent again, answers in order.
+
+Never imports click, and never reads an audio file: the daemon gets the descriptor, or the bytes of a pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+
+from svctl import client, wire
+from svctl.sources import Source, open_source
+from svctl.terminal import STDIN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from svctl.sources import Names
+    from svctl.wire import Message
+
+IN_FLIGHT = 6
+"""Recordings at the daemon at once: decoding one overlaps recognising another; below the daemon's limit."""
+_AUDIO_BYTES = 64 * 2**10
+"""One read of a pipe: a pipe's default capacity."""
+_MAX_BACKLOG_BYTES = 256 * 2**10
+"""The pipe is not read while so much waits for the daemon, so that back-pressure reaches its writer."""
+_KEEP_ALIVE_S = 60.0
+"""A slow list of names must not look like an idle client: five times within the daemon's limit of 300 s."""
+_MAX_REPLAY_BYTES = 2**20
+"""Streamed bytes kept until the daemon's first word, so that a refused stream can be sent again."""
+
+
+class _Job:
+    """One recording in flight."""
+
+    __slots__ = (
+        "answered",
+        "events",
+        "finished",
+        "refused_since",
+        "replay",
+        "request",
+        "retry_at",
+        "sent_end",
+        "source",
+    )
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.request = 0
+        self.events: deque[Message] = deque()
+        self.answered = False
+        self.finished = False
+        self.replay: list[bytes] | None = [] if source.streamed else None
+        self.sent_end = not source.streamed
+        self.retry_at: float | None = None
+        self.refused_since: float | None = None
+
+
+class Pipeline:
+    """Transcribes recordings over one connection, which is free again once `run` has ended."""
+
+    def __init__(self, connection: client.Client, options: dict[str, Any], *, patience_s: float) -> None:
+        """`options` are fields of every request; a daemon that stays full for `patience_s` is an error."""
+        self._connection = connection
+        self._options = options
+        self._patience_s = patience_s
+        self._jobs: deque[_Job] = deque()
+        self._last_done_s = time.monotonic()
+        self._stdin_taken = False
+
+    def run(self, names: Names) -> Iterator[tuple[Source, Message]]:
+        """Each recording's events, in the order of the names; each recording's last is one `done` or `error`.
+
+        Raises WireError when the connection itself fails.
+        """
+        try:
+            self._stdin_taken = names.descriptor == STDIN
+            while True:
+                self._fill(names)
+                if not self._jobs:
+                    if names.descriptor < 0:
+                        return
+                    began_s = time.monotonic()
+                    self._connection.wait(_KEEP_ALIVE_S, readable=names.descriptor)
+                    if time.monotonic() - began_s >= _KEEP_ALIVE_S:
+                        self._connection.request("ping")
+                    self._take_events()
+                    continue
+                head = self._jobs[0]
+                while head.events:
+                    event = head.events.popleft()
+                    if event["type"] in ("done", "error"):
+                        self._jobs.popleft()
+                    yield head.source, event
+                if not head.finished:
+                    self._step(names)
+        finally:
+            for job in self._jobs:
+                _close(job)
+
+    def _fill(self, names: Names) -> None:
+        while len(self._jobs) < IN_FLIGHT and (name := names.next()) is not None:
+            source = open_source(name)
+            if name == "-" and source.error is None and self._stdin_taken:
+                source = Source(
+                    name,
+                    source.descriptor,
+                    error=wire.WireError("invalid_request", "Standard input can be read only once."),
+                )
+            self._stdin_taken = self._stdin_taken or name == "-"
+            job = _Job(source)
+            self._jobs.append(job)
+            if source.error is None:
+                self._start(job)
+            else:
+                self._finish(job, source.error.to_message())
+
+    def _start(self, job: _Job) -> None:
+        source = job.source
+        kind, descriptor = ("stream", -1) if source.streamed else ("fd", source.descriptor)
+        job.retry_at = None
+        job.request = self._connection.request(
+            "transcribe", descriptor, source=kind, label=source.label, **self._options
+        )
+        for data in job.replay or ():
+            self._connection.send({"type": "audio", "id": job.request, "data": data})
+        if job.sent_end and source.streamed:
+            self._connection.send({"type": "end", "id": job.request})
+
+    def _finish(self, job: _Job, event: Message) -> None:
+        job.events.append(event)
+        job.finished = True
+        _close(job)
+
+    def _step(self, names: Names) -> None:
+        """Wait until something happens, and let it."""
+        now = time.monotonic()
+        due = [job for job in self._jobs if job.retry_at is not None]
+        for job in due:
+            if job.retry_at is not None and job.retry_at <= now:
+                self._start(job)
+        pauses = [job.retry_at - now for job in due if job.retry_at is not None]
+        upload = next(
+            (job for job in self._jobs if not job.sent_end and not job.finished and job.retry_at is None),
+            None,
+        )
+        if upload is not None and self._connection.backlog_bytes >= _MAX_BACKLOG_BYTES:
+            upload = None
+        names_wanted = names.descriptor if len(self._jobs) < IN_FLIGHT else -1
+        readable = upload.source.descriptor if upload is not None else names_wanted
+        ready = self._connection.wait(min(pauses) if pauses else None, readable=readable)
+        if ready and upload is not None:
+            self._upload(upload)
+        self._take_events()
+
+    def _take_events(self) -> None:
+        while (event := self._connection.take()) is not None:
+            self._dispatch(event)
+
+    def _upload(self, job: _Job) -> None:
+        try:
+            data = os.read(job.source.descriptor, _AUDIO_BYTES)
+        except OSError as error:
+            job.source.error = wire.WireError(
+                "not_found", f"Standard input cannot be read: {error.strerror}."
+            )
+            self._connection.send({"type": "cancel", "id": job.request})
+            self._finish(job, job.source.error.to_message())
+            return
+        if not data:
+            self._connection.send({"type": "end", "id": job.request})
+            job.sent_end = True
+            return
+        self._connection.send({"type": "audio", "id": job.request, "data": data})
+        if job.replay is not None:
+            job.replay.append(data)
+            if sum(map(len, job.replay)) > _MAX_REPLAY_BYTES:
+                job.replay = None
+
+    def _dispatch(self, event: Message) -> None:
+        if event["type"] == "error" and event["id"] is None:
+            raise client.error_of(event)
+        job = next(
+            (
+                job
+                for job in self._jobs
+                if job.request == event.get("id") and not job.finished and job.retry_at is None
+            ),
+            None,
+        )
+        if job is None:
+            return
+        if event["type"] == "error" and event["code"] == "busy" and self._may_wait(job):
+            job.retry_at = time.monotonic() + client.pause_s(event["retry_after_ms"])
+            return
+        if event["type"] in ("done", "error"):
+            if event["type"] == "done":
+                self._last_done_s = time.monotonic()
+            self._finish(job, event)
+        else:
+            job.replay = None
+            job.answered = job.answered or event["type"] == "segment"
+            if event["type"] == "progress" and job.events and job.events[-1]["type"] == "progress":
+                job.events.pop()  # only the latest is of interest while others are printed
+            job.events.append(event)
+
+    def _may_wait(self, job: _Job) -> bool:
+        # while the daemon works on others of ours it is not stuck: patience counts from the last that ended
+        if self._patience_s <= 0 or job.answered or (job.source.streamed and job.replay is None):
+            return False
+        now = time.monotonic()
+        if job.refused_since is None:
+            job.refused_since = now
+        if any(other is not job and not other.finished and other.retry_at is None for other in self._jobs):
+            return True
+        return now - max(job.refused_since, self._last_done_s) < self._patience_s
+
+
+def _close(job: _Job) -> None:
+    if job.source.descriptor >= 0:
+        os.close(job.source.descriptor)
+        job.source.descriptor = -1

@@ -1,0 +1,89 @@
+"""The daemon's status as a table for people; a pure function that never fails on a fact that is not there."""
+
+from __future__ import annotations
+
+from svctl.terminal import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+_UNKNOWN = "-"
+
+
+def table(status: Mapping[str, Any]) -> str:
+    """One `name  value` line per fact; what this daemon does not report is shown as `-`."""
+    facts = _Facts(status)
+    memory, queue, jobs, batches = (
+        _Facts(status.get(name) or {}) for name in ("memory", "queue", "jobs", "batches")
+    )
+    children = (status.get("memory") or {}).get("children") or []
+    busy = sum(bool(child.get("busy")) for child in children)
+    rss = f"{memory.mib('daemon_rss_bytes')} daemon, {memory.mib('children_rss_bytes')} front end"
+    rows = [
+        ("daemon", f"{facts.text('server')}, pid {facts.text('pid')}, {facts.text('state')}"),
+        ("model", f"{facts.text('model')} ({facts.millions('parameters')} parameters)"),
+        ("vad", facts.text("vad")),
+        ("engine", f"{facts.text('engine')} on {facts.text('device')}, {facts.text('precision')}"),
+        ("threads", facts.text("threads")),
+        ("uptime", f"{facts.duration('uptime_s')} (ready after {facts.duration('ready_after_s')})"),
+        ("memory", rss),
+        ("front end", f"{_count(len(children), 'process', 'processes')}, {busy} busy"),
+    ]
+    if memory.text("gpu_allocated_bytes") != _UNKNOWN:
+        rows.append(("gpu memory", f"{memory.mib('gpu_allocated_bytes')} of {memory.mib('gpu_total_bytes')}"))
+    waiting = f"{queue.text('jobs_active')} active jobs, {queue.text('utterances')} utterances, "
+    audio = f"{facts.duration('audio_s')} recognised in {facts.duration('engine_busy_s')}"
+    rows += [
+        ("queue", f"{waiting}{queue.duration('audio_s')} of audio"),
+        (
+            "jobs",
+            ", ".join(f"{jobs.text(name)} {name}" for name in ("done", "failed", "cancelled", "rejected")),
+        ),
+        ("batches", f"{batches.text('count')}, {batches.number('mean_size', 1)} utterances each on average"),
+        ("audio", f"{audio} (RTF {facts.number('rtf', 4)})"),
+        ("clients", f"{facts.text('connections')} connected, {facts.text('clients_rejected')} turned away"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "".join(f"{name:<{width}}  {printable(value)}\n" for name, value in rows)
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+class _Facts:
+    """A mapping whose values can be shown without asking whether they are there."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def text(self, name: str) -> str:
+        value = self._values.get(name)
+        return _UNKNOWN if value is None else str(value)
+
+    def number(self, name: str, digits: int) -> str:
+        value = self._values.get(name)
+        return _UNKNOWN if value is None else f"{value:.{digits}f}"
+
+    def mib(self, name: str) -> str:
+        value = self._values.get(name)
+        return _UNKNOWN if value is None else f"{value / 2**20:.0f} MiB"
+
+    def millions(self, name: str) -> str:
+        value = self._values.get(name)
+        return _UNKNOWN if value is None else f"{value / 1e6:.1f} M"
+
+    def duration(self, name: str) -> str:
+        value = self._values.get(name)
+        if value is None:
+            return _UNKNOWN
+        minutes, seconds = divmod(int(value), 60)
+        if not minutes:
+            return f"{value:.1f} s"
+        hours, minutes = divmod(minutes, 60)
+        days, hours = divmod(hours, 24)
+        parts = ((days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s"))
+        first = next(position for position, (amount, _) in enumerate(parts) if amount)
+        return " ".join(f"{amount} {unit}" for amount, unit in parts[first : first + 2])

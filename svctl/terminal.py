@@ -1,0 +1,65 @@
+"""What svctl writes: sentences on standard error, text that cannot drive a terminal. Imports only os."""
+
+from __future__ import annotations
+
+import os
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+CANNOT_CREATE, IO_ERROR = 73, 74
+"""EX_CANTCREAT and EX_IOERR of sysexits.h: the two that no daemon can cause, and so no wire code has."""
+
+
+class OutputError(Exception):
+    """The output cannot be written; `status` is the exit status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        """`message` is one sentence."""
+        super().__init__(message)
+        self.status = status
+
+
+def printable(text: str) -> str:
+    """The text on one line: control characters, escapes and direction overrides are shown, not obeyed."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\u3000" else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8 whatever the locale; what UTF-8 cannot hold (bytes of a file name) is escaped."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def say(sentence: str) -> None:
+    """One line on standard error, safe on a terminal whatever a file name holds."""
+    write_stderr(f"svctl: {printable(sentence)}\n")
+
+
+def write_stderr(text: str) -> None:
+    """Write it as it is; a closed standard error is no reason to stop."""
+    try:
+        os.write(STDERR, encoded(text))
+    except OSError:
+        return
+
+
+def write_stdout(data: bytes) -> None:
+    """Write all of it. Raises BrokenPipeError for a reader that has gone, OutputError for everything else."""
+    while data:
+        try:
+            data = data[os.write(STDOUT, data) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"Standard output cannot be written: {error.strerror}.", IO_ERROR) from None
+
+
+def claim_standard_descriptors() -> None:
+    """Fill closed descriptors 0 to 2: no socket takes an output's place, and using them stays an error."""
+    for descriptor in (STDIN, STDOUT, STDERR):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open("/dev/null", os.O_WRONLY if descriptor == STDIN else os.O_RDONLY)

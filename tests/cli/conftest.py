@@ -1,0 +1,81 @@
+"""A way to run svctl as its users do, and a scripted daemon for it to talk to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness.fake_server import FakeServer
+
+import svctl as package
+
+RUN_S = 300.0
+"""No run takes a second; the machine may be busy with other things, and only a hang should fail."""
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """An environment in which svctl finds no daemon but the test's, and itself in every folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SENSEVOICE", "XDG_"))}
+    return kept | {
+        "PYTHONPATH": str(Path(package.__file__).parents[1]),
+        "SENSEVOICE_SOCKET": str(tmp_path / "api.sock"),
+        "LC_ALL": "C",
+    }
+
+
+@pytest.fixture
+def start(tmp_path, environment):
+    """Start svctl with pipes; the test ends it."""
+    started = []
+
+    def run(*words, env=None, **settings):
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
+        command = [sys.executable, "-m", "svctl", *map(os.fspath, words)]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment | (env or {}), **pipes)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def svctl(start):
+    """Run svctl to its end: exit status, standard output and standard error as text."""
+
+    def run(*words, data=None, **settings):
+        if data is not None:
+            settings["stdin"] = subprocess.PIPE
+        process = start(*words, **settings)
+        out, err = process.communicate(data, timeout=RUN_S)
+        return process.returncode, (out or b"").decode(), (err or b"").decode()
+
+    return run
+
+
+@pytest.fixture
+def serve(tmp_path):
+    """Start a scripted daemon on the socket that svctl looks at."""
+    servers = []
+
+    def run(script=None, **settings):
+        server = FakeServer(tmp_path / "api.sock", script, **settings).__enter__()
+        servers.append(server)
+        return server
+
+    yield run
+    for server in servers:
+        server.__exit__(None, None, None)
+
+
+@pytest.fixture
+def server(serve):
+    """A daemon that transcribes every file as the text that it holds."""
+    return serve()

@@ -1,0 +1,630 @@
+"""What svctl prints and returns, run as a program against a scripted daemon."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness.fake_server import Peer, done, segment
+
+from svctl import wire
+
+DAMAGED = "the recording is damaged or broke off; this is what could be read of it."
+BOTH = "first.wav", "second.wav"
+STREAM = "stream it through standard input: svctl transcribe - < FILE."
+
+
+def listed(folder):
+    """Names in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two recordings that read as two lines and one line of text."""
+    (tmp_path / "first.wav").write_text("hello\nworld")
+    (tmp_path / "second.wav").write_text("你好", encoding="utf-8")
+    return tmp_path
+
+
+def test_ping_names_the_daemon_and_its_socket(svctl, server):
+    """`ping` says who answers where."""
+    assert svctl("ping") == (0, f"fake/1.0 answers at {server.path}\n", "")
+    assert svctl("ping", "-q") == (0, "", "")
+
+
+def test_reload_waits_for_the_answer(svctl, server):
+    """`reload` reports success only after the daemon has confirmed it."""
+    assert svctl("reload") == (0, "The configuration has been read again.\n", "")
+    assert [message["type"] for message in server.requests] == ["reload"]
+
+
+def test_reload_says_what_came_of_it(svctl, serve):
+    """What the daemon reports of a reload is printed, and what it refuses is a failure."""
+    answers = [
+        {"type": "reloaded", "message": "log_level applied; model needs a restart."},
+        {"type": "error", "code": "config", "message": "threads is no number."},
+    ]
+    serve(lambda peer, message: peer.send(answers.pop(0) | {"id": message["id"]}))
+    assert svctl("reload") == (0, "log_level applied; model needs a restart.\n", "")
+    assert svctl("reload") == (78, "", "svctl: threads is no number.\n")
+
+
+def test_status_is_a_table_or_json(svctl, server):
+    """`status` shows every fact to people and hands the daemon's map through as JSON."""
+    server.status = {
+        "server": "sensevoiced/0.1.0",
+        "pid": 7,
+        "state": "ready",
+        "model": "demo",
+        "vad": "demo/vad",
+        "engine": "torch",
+        "device": "cpu",
+        "precision": "float32",
+        "parameters": 2_340_000,
+        "threads": 2,
+        "uptime_s": 93_784.2,
+        "ready_after_s": 2.25,
+        "memory": {
+            "daemon_rss_bytes": 300 * 2**20,
+            "children_rss_bytes": 120 * 2**20,
+            "children": [{"pid": 8, "rss_bytes": 60 * 2**20, "busy": True}, {"pid": 9, "busy": False}],
+            "gpu_allocated_bytes": 2**30,
+            "gpu_total_bytes": 8 * 2**30,
+        },
+        "queue": {"utterances": 3, "audio_s": 61.0, "jobs_active": 2},
+        "jobs": {"done": 10, "failed": 1, "cancelled": 2, "rejected": 3},
+        "batches": {"count": 5, "utterances": 12, "mean_size": 2.4},
+        "audio_s": 3_600.0,
+        "engine_busy_s": 36.0,
+        "rtf": 0.01,
+        "connections": 1,
+        "clients_rejected": 0,
+    }
+    assert svctl("status")[1].splitlines() == [
+        "daemon      sensevoiced/0.1.0, pid 7, ready",
+        "model       demo (2.3 M parameters)",
+        "vad         demo/vad",
+        "engine      torch on cpu, float32",
+        "threads     2",
+        "uptime      1 d 2 h (ready after 2.2 s)",
+        "memory      300 MiB daemon, 120 MiB front end",
+        "front end   2 processes, 1 busy",
+        "gpu memory  1024 MiB of 8192 MiB",
+        "queue       2 active jobs, 3 utterances, 1 min 1 s of audio",
+        "jobs        10 done, 1 failed, 2 cancelled, 3 rejected",
+        "batches     5, 2.4 utterances each on average",
+        "audio       1 h 0 min recognised in 36.0 s (RTF 0.0100)",
+        "clients     1 connected, 0 turned away",
+    ]
+    assert json.loads(svctl("status", "--json")[1]) == server.status
+
+
+def test_text_has_a_line_per_segment_and_a_heading_per_file(svctl, server, files):
+    """One file is lines alone; several stand under headings."""
+    assert svctl("transcribe", "first.wav")[1] == "[EN][NEUTRAL] hello\n[EN][NEUTRAL] world\n"
+    assert svctl("transcribe", "--tags", "none", "-t", *BOTH)[1] == (
+        "==> first.wav <==\n[0.00-1.50] hello\n[2.00-3.50] world\n\n==> second.wav <==\n[0.00-1.50] 你好\n"
+    )
+
+
+def test_every_format_reaches_the_output(svctl, server, files):
+    """Each format prints a recording in its own way."""
+    mark = "<|en|><|NEUTRAL|><|Speech|><|withitn|>"
+    assert svctl("transcribe", "-f", "raw", *BOTH)[1] == f"{mark}hello\n{mark}world\n{mark}你好\n"
+    assert svctl("transcribe", "-f", "plain", "first.wav")[1] == "hello world\n"
+    assert (
+        svctl("transcribe", "--format=tsv", "first.wav")[1]
+        == "start\tend\ttext\n0\t1500\thello\n2000\t3500\tworld\n"
+    )
+    assert (
+        svctl("transcribe", "-f", "vtt", "second.wav")[1]
+        == "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\n你好\n\n"
+    )
+    assert svctl("transcribe", "--tags", "emoji", "first.wav")[1] == "helloworld\n"
+
+
+def test_json_is_an_object_for_one_file_and_an_array_for_several(svctl, server, files):
+    """The shape of -f json follows the command line, that of -f jsonl never changes."""
+    one = json.loads(svctl("transcribe", "-f", "json", "first.wav")[1])
+    several = json.loads(svctl("transcribe", "-f", "json", *BOTH)[1])
+    lines = [json.loads(line) for line in svctl("transcribe", "-f", "jsonl", *BOTH)[1].splitlines()]
+    assert one == several[0] == lines[0]
+    assert [entry["file"] for entry in several] == [entry["file"] for entry in lines] == list(BOTH)
+    assert json.loads(svctl("transcribe", "-f", "json", "-0", data=b"")[1]) == []
+
+
+def test_the_same_answer_gives_the_same_bytes(svctl, server, files):
+    """Two runs over the same answer print identical JSON."""
+    assert svctl("transcribe", "-f", "json", *BOTH) == svctl("transcribe", "-f", "json", *BOTH)
+
+
+def test_options_reach_the_daemon(svctl, server, files):
+    """Language, ITN and VAD of the command line are those of the request; the label is the name as typed."""
+    assert svctl("transcribe", "-l", "yue", "--no-itn", "--no-vad", "first.wav")[0] == 0
+    (request,) = server.wait_for("transcribe")
+    chosen = {name: request[name] for name in ("source", "label", "language", "itn", "vad")}
+    assert chosen == {"source": "fd", "label": "first.wav", "language": "yue", "itn": False, "vad": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("absent.wav", "absent.wav cannot be opened: No such file or directory."),
+        ("folder", "folder is a folder and not a regular file; name the files in it."),
+        ("fifo", f"fifo is a pipe and not a regular file; {STREAM}"),
+        ("/dev/null", f"/dev/null is a device and not a regular file; {STREAM}"),
+        ("a" * 300, f"{'a' * 300} cannot be opened: File name too long."),
+    ],
+)
+def test_what_is_no_readable_file_is_told_without_the_daemon(svctl, server, files, name, sentence):
+    """F18, F20: svctl itself says what is wrong with a name, exits 66, and goes on to the next file."""
+    (files / "folder").mkdir()
+    os.mkfifo(files / "fifo")
+    status, out, err = svctl("transcribe", "-f", "jsonl", name, "second.wav")
+    assert (status, err) == (66, f"svctl: {sentence}\n")
+    failed, transcribed = map(json.loads, out.splitlines())
+    assert failed == {"file": name, "error": {"code": "not_found", "message": sentence}}
+    assert transcribed["text"] == "你好"
+    assert len(server.requests) == 1
+
+
+def test_an_unreadable_file_is_told_without_the_daemon(svctl, server, files):
+    """F20: the client's own EACCES is reported by svctl, exit status 66."""
+    (files / "first.wav").chmod(0)
+    prctl = ctypes.CDLL(None).prctl
+
+    def obey_modes():
+        # root reads everything by these two capabilities; without them it is told EACCES like everybody
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; takes effect with exec
+
+    settings = {"preexec_fn": obey_modes} if os.geteuid() == 0 else {}
+    refused = (66, "", "svctl: first.wav cannot be opened: Permission denied.\n")
+    assert svctl("transcribe", "first.wav", **settings) == refused
+
+
+@pytest.mark.parametrize("code", sorted(wire.ERRORS))
+def test_every_error_code_has_its_exit_status(svctl, serve, files, code):
+    """A request that ends with an error exits with the status of the table, and its sentence is printed."""
+
+    def refuse(peer, message):
+        peer.send({"type": "error", "id": message["id"], "code": code, "message": "So it is."})
+
+    serve(refuse)
+    assert svctl("transcribe", "--no-wait", "first.wav") == (
+        wire.ERRORS[code][1],
+        "",
+        "svctl: first.wav: So it is.\n",
+    )
+
+
+def test_the_first_failure_decides_the_exit_status(svctl, serve, files):
+    """All files are tried; the exit status is that of the first that failed."""
+
+    def script(peer, message):
+        if message["label"] == "first.wav":
+            peer.send(
+                {"type": "error", "id": message["id"], "code": "bad_input", "message": "It is no audio."}
+            )
+        else:
+            peer.answer(message)
+
+    serve(script)
+    status, out, err = svctl("transcribe", *BOTH, "absent.wav")
+    assert (status, out) == (65, "==> second.wav <==\n[EN][NEUTRAL] 你好\n")
+    assert err.splitlines()[0] == "svctl: first.wav: It is no audio."
+    assert err.splitlines()[1].startswith("svctl: absent.wav cannot be opened")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["transcribe"],
+        ["transcribe", "-0", "x.wav"],
+        ["transcribe", "-l", "zn", "x.wav"],
+        ["transcribe", "-f", "doc", "x.wav"],
+        ["transcribe", "--wait", "-3", "x.wav"],
+        ["transcribe", "--nonsense", "x.wav"],
+        ["transcribe", "-i.wav"],
+        ["status", "x"],
+        ["dance"],
+    ],
+)
+def test_a_mistake_in_the_words_is_one_sentence_and_exit_64(svctl, server, words):
+    """What cannot be understood is refused before the daemon is asked."""
+    status, out, err = svctl(*words)
+    assert (status, out, err.count("\n")) == (64, "", 1)
+    assert err.startswith("svctl: ")
+    assert server.requests == []
+
+
+def test_an_unknown_language_is_named_with_the_known_ones(svctl, server):
+    """Nobody gets `auto` who asked for `zn`."""
+    _, _, err = svctl("transcribe", "-l", "zn", "x.wav")
+    assert "'zn' is not one of 'auto', 'zh', 'en', 'yue', 'ja', 'ko'" in err
+
+
+def test_help_and_version_need_no_daemon(svctl):
+    """Help lists the verbs and every option; the version is the package's."""
+    assert svctl("--version")[:2] == (0, "svctl, version 0.1.0\n")
+    for word in ("transcribe", "status", "ping", "reload"):
+        assert word in svctl("--help")[1]
+    assert "--no-itn" in svctl("transcribe", "--help")[1]
+
+
+def test_no_daemon_is_one_sentence_with_the_remedy(svctl, tmp_path):
+    """Without a daemon svctl names the socket and the command that starts it, exit status 69."""
+    runtime = {"SENSEVOICE_SOCKET": "", "XDG_RUNTIME_DIR": str(tmp_path)}
+    sentence = (
+        f"svctl: No daemon listens at {tmp_path}/sensevoice/api.sock or /run/sensevoice/api.sock; "
+        "start it with: systemctl --user start sensevoiced.socket\n"
+    )
+    if Path("/run/sensevoice/api.sock").exists():
+        pytest.skip("a system daemon listens here")
+    assert svctl("ping", env=runtime) == (69, "", sentence)
+    status, _, err = svctl("ping", env={"SENSEVOICE_SOCKET": ""})
+    assert (status, "systemctl start sensevoiced.socket" in err) == (69, True)
+    assert "sensevoiced --socket /nowhere/s" in svctl("ping", "--socket", "/nowhere/s")[2]
+
+
+def test_a_stale_socket_is_no_daemon(svctl, tmp_path):
+    """F31: a socket file that nobody listens on is told like an absent daemon."""
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "api.sock"))
+    status, _, err = svctl("transcribe", "x.wav")
+    assert (status, err.startswith("svctl: No daemon listens at ")) == (69, True)
+
+
+def test_a_newer_daemon_is_one_line_with_both_versions(svctl, serve):
+    """F07: another major version is told on one line naming both, exit status 69."""
+    server = serve(major=wire.VERSION_MAJOR + 1)
+    status, out, err = svctl("ping")
+    assert (status, out) == (69, "")
+    assert err == (
+        f"svctl: The daemon at {server.path} speaks protocol 2.0 and this svctl 1.0; "
+        "install the same version of both.\n"
+    )
+
+
+def test_a_newer_minor_version_is_served(svctl, serve, files):
+    """F07: a daemon of a newer minor version may send events and keys that this svctl does not know."""
+
+    def script(peer, message):
+        peer.send({"type": "mood", "id": message["id"], "mood": "fine"})
+        peer.send(segment(message["id"], 0, "hi", colour="blue"))
+        peer.send(done(message["id"], 1))
+
+    serve(script, minor=wire.VERSION_MINOR + 1)
+    assert svctl("transcribe", "first.wav") == (0, "[EN][NEUTRAL] hi\n", "")
+
+
+def test_results_come_in_the_order_of_the_files(svctl, serve, files):
+    """Several requests are in flight at once, and answers that arrive backwards are printed forwards."""
+    names = [f"{number}.wav" for number in range(4)]
+    for name in names:
+        (files / name).write_text(name)
+    waiting = []
+
+    def backwards(peer, message):
+        waiting.append(message)
+        if len(waiting) == len(names):
+            for held in reversed(waiting):
+                peer.answer(held)
+
+    serve(backwards)
+    assert svctl("transcribe", "-f", "plain", *names)[1] == "\n".join(f"==> {n} <==\n{n}\n" for n in names)
+
+
+def test_the_first_file_is_printed_while_it_is_transcribed(start, serve, files):
+    """Segments of the file whose turn it is appear before its `done`."""
+    server = serve(lambda peer, message: peer.send(segment(message["id"], 0, "early")))
+    process = start("transcribe", *BOTH)
+    assert process.stdout.readline() == b"==> first.wav <==\n"
+    assert process.stdout.readline() == b"[EN][NEUTRAL] early\n"
+    assert len(server.wait_for("transcribe", 2)) == 2
+
+
+def test_names_come_null_separated_from_standard_input(svctl, server, files):
+    """`find -print0 | svctl transcribe -0` takes any name there is, the last with or without its NUL."""
+    (files / "odd\nname.wav").write_text("odd")
+    _, out, _ = svctl("transcribe", "-0", "-f", "jsonl", data=b"first.wav\0odd\nname.wav\0second.wav")
+    assert [json.loads(line)["file"] for line in out.splitlines()] == [
+        "first.wav",
+        "odd\nname.wav",
+        "second.wav",
+    ]
+
+
+def test_a_result_does_not_wait_for_the_next_name(start, server, files):
+    """While the writer of names is slow, what is done is printed."""
+    process = start("transcribe", "-0", "-f", "plain", stdin=subprocess.PIPE)
+    process.stdin.write(b"first.wav\0")
+    process.stdin.flush()
+    assert process.stdout.readline() + process.stdout.readline() == b"==> first.wav <==\nhello world\n"
+
+
+def test_a_pipe_is_streamed_and_a_file_on_standard_input_is_passed(svctl, server, files):
+    """`-` streams a pipe's bytes; a regular file travels as a descriptor, but only from its start."""
+    line = "x" * 1_000
+    assert (
+        svctl("transcribe", "--tags", "none", "-", data=f"{line}\n".encode() * 3_000)[1]
+        == f"{line}\n" * 3_000
+    )
+    with (files / "first.wav").open("rb", buffering=0) as file:
+        assert svctl("transcribe", "-f", "plain", "-", stdin=file)[1] == "hello world\n"
+        file.read(6)
+        assert svctl("transcribe", "-f", "plain", "-", stdin=file)[1] == "world\n"
+    sources = [message["source"] for message in server.requests if message["type"] == "transcribe"]
+    assert sources == ["stream", "fd", "stream"]
+
+
+def test_standard_input_can_be_read_once(svctl, server):
+    """The second `-` is a sentence, not the rest of the first."""
+    status, out, err = svctl("transcribe", "-f", "plain", "-", "-", data=b"hello")
+    assert (status, out, err) == (64, "==> - <==\nhello\n", "svctl: Standard input can be read only once.\n")
+
+
+def test_a_terminal_on_standard_input_is_refused(svctl, server):
+    """Nobody types audio."""
+    leader, follower = pty.openpty()
+    try:
+        status, _, err = svctl("transcribe", "-", stdin=follower)
+    finally:
+        os.close(leader)
+        os.close(follower)
+    assert (status, "terminal" in err) == (66, True)
+
+
+def test_busy_is_tried_again(svctl, serve, files):
+    """A refused request is sent again with its descriptor, and the order of the output stays."""
+    refusals = {"first.wav": 2, "second.wav": 1}
+
+    def script(peer, message):
+        if refusals[message["label"]]:
+            refusals[message["label"]] -= 1
+            os.close(message["descriptor"])
+            peer.send(
+                {
+                    "type": "error",
+                    "id": message["id"],
+                    "code": "busy",
+                    "message": "Full.",
+                    "retry_after_ms": 1,
+                }
+            )
+        else:
+            peer.answer(message)
+
+    serve(script)
+    status, out, _ = svctl("transcribe", "-f", "plain", *BOTH)
+    assert (status, out) == (0, "==> first.wav <==\nhello world\n\n==> second.wav <==\n你好\n")
+
+
+def test_a_refused_stream_is_sent_again_from_its_start(svctl, serve):
+    """What was read from the pipe before the refusal is not lost."""
+    refused = []
+
+    def script(peer, message):
+        if message["type"] == "end" and not refused:
+            refused.append(message["id"])
+            peer.send(
+                {
+                    "type": "error",
+                    "id": message["id"],
+                    "code": "busy",
+                    "message": "Full.",
+                    "retry_after_ms": 1,
+                }
+            )
+        elif message["id"] not in refused:
+            peer.answer(message)
+
+    serve(script)
+    assert svctl("transcribe", "-f", "plain", "-", data=b"all of it") == (0, "all of it\n", "")
+
+
+@pytest.mark.parametrize("patience", ["--no-wait", "--wait=0.2"])
+def test_patience_with_a_full_daemon_ends(svctl, serve, files, patience):
+    """F17: a daemon that stays full ends the request with status 75 once patience is over."""
+
+    def refuse(peer, message):
+        peer.send(
+            {"type": "error", "id": message["id"], "code": "busy", "message": "Full.", "retry_after_ms": 1}
+        )
+
+    server = serve(refuse)
+    assert svctl("transcribe", patience, "first.wav") == (75, "", "svctl: first.wav: Full.\n")
+    assert (len(server.requests) > 1) == (patience != "--no-wait")
+
+
+def test_too_many_connections_are_waited_for(svctl, serve):
+    """F10: a daemon without a free connection is asked again."""
+    refused = []
+
+    def greet(peer, hello):
+        if refused:
+            peer.send({"type": "welcome", "major": hello["major"], "minor": 0, "server": "late/1"})
+        else:
+            refused.append(True)
+            peer.send(
+                {"type": "error", "code": "too_many_connections", "message": "Too many.", "retry_after_ms": 1}
+            )
+            peer.hang_up()
+
+    serve(greet=greet)
+    status, out, _ = svctl("ping")
+    assert (status, out.startswith("late/1 answers")) == (0, True)
+
+
+def test_interrupt_cancels_and_exits_130(start, serve, files):
+    """Ctrl-C sends a cancel for every request in flight, prints nothing, and exits with 130."""
+    server = serve(lambda peer, message: None)
+    process = start("transcribe", *BOTH)
+    requests = server.wait_for("transcribe", 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, b"")
+    assert {m["id"] for m in server.wait_for("cancel", 2)} == {m["id"] for m in requests}
+
+
+def test_a_connection_that_breaks_is_one_sentence(svctl, serve, files):
+    """F31: a daemon that dies in the middle is told once, exit status 69, after what it had said before."""
+
+    def script(peer, message):
+        if message["label"] == "first.wav":
+            peer.answer(message)
+        else:
+            peer.hang_up()
+
+    server = serve(script)
+    assert svctl("transcribe", *BOTH) == (
+        69,
+        "==> first.wav <==\n[EN][NEUTRAL] hello\n[EN][NEUTRAL] world\n",
+        f"svctl: The connection to the daemon at {server.path} broke before it had answered; try again.\n",
+    )
+
+
+def test_nonsense_from_the_daemon_is_a_protocol_error(svctl, serve, files):
+    """A peer that does not speak this protocol is told in a sentence, exit status 76."""
+    serve(lambda peer, message: peer.send_raw(b"HTTP/1.1 400 Bad Request\r\n\r\n"))
+    status, out, err = svctl("transcribe", "first.wav")
+    assert (status, out, err.count("\n")) == (76, "", 1)
+
+
+def test_a_reader_that_leaves_is_no_error_message(start, server, files):
+    """`svctl transcribe ... | head -1` ends quietly."""
+    (files / "long.wav").write_text("line\n" * 3_000)
+    process = start("transcribe", "long.wav")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(20) == 141
+
+
+def test_a_reader_that_pauses_does_not_stop_the_daemon(start, serve, files):
+    """F14: while a pager holds svctl's output back, svctl still takes in everything the daemon sends."""
+    sent = []
+    text = "x" * 60_000
+
+    def script(peer, message):
+        for index in range(100):
+            peer.send(segment(message["id"], index, text))
+        peer.send(done(message["id"], 100))
+        sent.append(True)
+        peer.answer({"type": "ping", "id": 0})
+
+    server = serve(script)
+    process = start("transcribe", "--tags", "none", "first.wav")
+    server.wait_for("transcribe")
+    select.select([process.stdout], [], [], 20)
+    with server.arrived:
+        server.arrived.wait_for(lambda: sent, 20)
+    assert sent
+    out, _ = process.communicate(timeout=20)
+    assert out == (text.encode() + b"\n") * 100
+
+
+def test_closed_and_full_outputs_are_told(svctl, server, files, environment):
+    """Standard output that cannot be written is a sentence and status 74; nothing goes elsewhere."""
+    with Path("/dev/full").open("wb") as full:
+        assert svctl("transcribe", "first.wav", stdout=full) == (
+            74,
+            "",
+            "svctl: Standard output cannot be written: No space left on device.\n",
+        )
+    status, _, err = svctl("transcribe", "first.wav", stdout=None, preexec_fn=lambda: os.close(1))
+    assert (status, err) == (74, "svctl: Standard output cannot be written: Bad file descriptor.\n")
+    assert svctl("ping", stdout=None, preexec_fn=lambda: os.close(1))[0] == 74
+
+
+def test_a_folder_gets_a_file_per_recording(svctl, server, files):
+    """`-o` writes whole files under the recordings' names, and refuses to write two into one."""
+    (files / "other").mkdir()
+    (files / "other" / "first.mp3").write_text("again")
+    assert svctl("transcribe", "-f", "srt", "-o", "subs/deep", *BOTH)[:2] == (0, "")
+    assert listed(files / "subs/deep") == ["first.srt", "second.srt"]
+    assert (files / "subs/deep/second.srt").read_text("utf-8") == "1\n00:00:00,000 --> 00:00:01,500\n你好\n\n"
+    status, _, err = svctl("transcribe", "-o", "texts", "first.wav", "other/first.mp3", "second.wav")
+    assert (status, err) == (
+        73,
+        "svctl: other/first.mp3: texts/first.txt holds the transcript of another recording of this run.\n",
+    )
+    assert listed(files / "texts") == ["first.txt", "second.txt"]
+    assert (files / "texts/first.txt").read_text("utf-8") == "[EN][NEUTRAL] hello\n[EN][NEUTRAL] world\n"
+    assert svctl("transcribe", "-o", "first.wav", "second.wav")[0] == 73
+
+
+def test_odd_names_are_names(svctl, server, files):
+    """F26: a name like an option is a file behind `--`; control characters are shown, not obeyed."""
+    odd = "\x1b[31mred\nline.wav"
+    for name in ("-i.wav", odd, "--help"):
+        (files / name).write_text("ok")
+    status, out, _ = svctl("transcribe", "--tags", "none", "--", "-i.wav", odd, "--help")
+    assert status == 0
+    assert out == "==> -i.wav <==\nok\n\n==> \\x1b[31mred\\nline.wav <==\nok\n\n==> --help <==\nok\n"
+    assert (
+        svctl("transcribe", "\x1b]0;gone\x07")[2]
+        == "svctl: \\x1b]0;gone\\x07 cannot be opened: No such file or directory.\n"
+    )
+    assert server.requests[1]["label"] == odd
+
+
+def test_names_that_are_not_utf8_are_transcribed(svctl, server, files):
+    """F26: any name the file system holds works; where UTF-8 is needed the stray byte becomes U+FFFD."""
+    name = b"caf\xe9.wav"
+    (files / os.fsdecode(name)).write_text("ok")
+    status, out, _ = svctl("transcribe", "-f", "jsonl", os.fsdecode(name))
+    assert (status, json.loads(out)["file"]) == (0, "caf\ufffd.wav")
+    (files / os.fsdecode(name)).unlink()
+    assert svctl("transcribe", os.fsdecode(name))[2].startswith("svctl: caf\\udce9.wav cannot be opened")
+
+
+def test_damaged_and_silent_recordings_are_noted(svctl, serve, files):
+    """A truncated recording and one without speech are noted on standard error; neither is a failure."""
+
+    def script(peer, message):
+        peer.send(done(message["id"], 0, truncated=True))
+
+    serve(script)
+    assert svctl("transcribe", "first.wav") == (
+        0,
+        "",
+        f"svctl: first.wav: {DAMAGED}\nsvctl: first.wav: no speech was found.\n",
+    )
+    status, out, err = svctl("transcribe", "-q", "-f", "json", "first.wav")
+    answer = json.loads(out)
+    assert (status, err) == (0, "")
+    assert (answer["truncated"], answer["language"], answer["text"], answer["segments"]) == (
+        True,
+        "nospeech",
+        "",
+        [],
+    )
+
+
+def test_progress_is_shown_on_a_terminal_only(start, serve, files):
+    """--progress writes to a terminal's standard error, and clears its line before anything else is said."""
+
+    def script(peer, message):
+        peer.send({"type": "progress", "id": message["id"], "decoded_s": 30.4, "recognised_s": 10.0})
+        Peer.answer(peer, message)
+
+    serve(script)
+    leader, follower = pty.openpty()
+    try:
+        process = start("transcribe", "--progress", "first.wav", stderr=follower)
+        assert process.communicate(timeout=20)[0] == b"[EN][NEUTRAL] hello\n[EN][NEUTRAL] world\n"
+        assert os.read(leader, 1_000) == b"\r\x1b[Kfirst.wav: 10/30 s\r\x1b[K"
+    finally:
+        os.close(leader)
+        os.close(follower)
+    assert start("transcribe", "--progress", "first.wav").communicate(timeout=20)[1] == b""

@@ -1,0 +1,220 @@
+"""The client's connection: where it looks, what it waits for, how it ends."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from harness.fake_server import FakeServer, segment
+
+from svctl import sources, wire
+from svctl.client import Client, pause_s
+from svctl.connect import candidates, connect
+from svctl.pipeline import Pipeline
+from svctl.sources import Names
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where the test's daemon listens."""
+    return str(tmp_path / "api.sock")
+
+
+@pytest.mark.parametrize(
+    ("explicit", "environ", "paths"),
+    [
+        ("/x", {"SENSEVOICE_SOCKET": "/y", "XDG_RUNTIME_DIR": "/r"}, ["/x"]),
+        ("", {"SENSEVOICE_SOCKET": "/y", "XDG_RUNTIME_DIR": "/r"}, ["/y"]),
+        ("", {"XDG_RUNTIME_DIR": "/r"}, ["/r/sensevoice/api.sock", "/run/sensevoice/api.sock"]),
+        ("", {"SENSEVOICE_SOCKET": "", "XDG_RUNTIME_DIR": ""}, ["/run/sensevoice/api.sock"]),
+    ],
+)
+def test_sockets_are_tried_in_the_documented_order(explicit, environ, paths):
+    """The named socket alone, else the user's before the system's."""
+    assert candidates(explicit, environ) == paths
+
+
+def test_a_user_without_a_daemon_finds_the_first_that_answers(tmp_path):
+    """A candidate that is absent or stale is passed over."""
+    runtime = tmp_path / "run"
+    (runtime / "sensevoice").mkdir(parents=True)
+    with FakeServer(runtime / "sensevoice" / "api.sock"):
+        client = connect("", patience_s=5, environ={"XDG_RUNTIME_DIR": str(runtime)})
+        assert client.server == "fake/1.0"
+        client.close()
+
+
+def test_a_socket_that_cannot_be_used_is_a_sentence(tmp_path):
+    """A path too long, a file in its place, a folder in its place: told, with exit status 69."""
+    (tmp_path / "file").write_text("x")
+    for bad in ("x" * 200, str(tmp_path / "file"), str(tmp_path / "file" / "api.sock")):
+        with pytest.raises(wire.WireError) as caught:
+            connect(bad, patience_s=0, environ={})
+        assert (caught.value.code, caught.value.exit_status) == ("unavailable", 69)
+
+
+def test_a_daemon_that_accepts_and_says_nothing_is_a_timeout(path):
+    """Patience ends the wait for a hello, exit status 75."""
+    with FakeServer(path, greet=lambda peer, hello: None), pytest.raises(wire.WireError) as caught:
+        connect(path, patience_s=0.05)
+    assert (caught.value.code, caught.value.exit_status) == ("timeout", 75)
+
+
+def test_a_refusal_before_welcome_is_told(path):
+    """What the daemon says instead of a welcome is the error."""
+
+    def greet(peer, hello):
+        peer.send(
+            {"type": "error", "code": "unsupported", "message": "This daemon speaks 2.0, you speak 1.0."}
+        )
+
+    with FakeServer(path, greet=greet), pytest.raises(wire.WireError, match=r"2\.0.*1\.0") as caught:
+        connect(path, patience_s=5)
+    assert caught.value.exit_status == 69
+
+
+def test_pauses_stay_within_bounds():
+    """Whatever the daemon asks for, a pause is neither a busy loop nor endless, and pauses differ."""
+    assert all(0.03 < pause_s(asked) < 0.07 for asked in (None, 0, 1, -5) for _ in range(50))
+    assert all(3.7 < pause_s(10**9) < 6.3 for _ in range(50))
+    assert len({pause_s(1_000) for _ in range(50)}) > 1
+
+
+def test_a_message_larger_than_the_socket_buffer_goes_out_while_events_come_in(path):
+    """Uploads and answers move at the same time; neither blocks the other."""
+
+    def script(peer, message):
+        if message["type"] == "audio":
+            peer.send(segment(message["id"], 0, "x" * 60_000))
+        elif message["type"] == "ping":
+            peer.answer(message)
+
+    with FakeServer(path, script) as server:
+        client = connect(path, patience_s=5)
+        request = client.request("transcribe", source="stream", label="-")
+        for _ in range(64):
+            client.send({"type": "audio", "id": request, "data": b" " * 200_000})
+        assert client.backlog_bytes > 0
+        assert client.call("ping", "pong", patience_s=20)["type"] == "pong"
+        assert client.backlog_bytes == 0
+        assert len(server.wait_for("audio", 64)) == 64
+        client.close()
+
+
+def open_descriptors():
+    """How many descriptors this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def run(client, names, **settings):
+    """All events of a pipeline as (label, type)."""
+    options = {"language": "auto", "itn": True, "vad": True}
+    pipeline = Pipeline(client, options, patience_s=settings.get("patience_s", 5))
+    return [(source.label, event["type"]) for source, event in pipeline.run(Names(names))]
+
+
+def test_descriptors_are_closed_after_a_run(path, tmp_path):
+    """However many files a run takes, a handful are open at once and none is left behind."""
+    names = []
+    for number in range(20):
+        names.append(str(tmp_path / f"{number}.wav"))
+        (tmp_path / f"{number}.wav").write_text("x")
+    most = []
+
+    def script(peer, message):
+        most.append(open_descriptors())
+        peer.answer(message)
+
+    with FakeServer(path, script):
+        client = connect(path, patience_s=5)
+        before = open_descriptors()
+        assert run(client, names) == [(name, kind) for name in names for kind in ("segment", "done")]
+        assert open_descriptors() == before
+        assert max(most) <= before + 2 * 6 + 2
+        client.close()
+
+
+def test_a_run_that_is_given_up_closes_its_files(path, tmp_path):
+    """Leaving the iteration early leaves no descriptor open, and the rest can be cancelled."""
+    names = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
+    for name in names:
+        Path(name).write_text("x")
+
+    def script(peer, message):
+        if message["type"] == "transcribe":
+            os.close(message["descriptor"])
+            peer.send(segment(message["id"], 0, "x"))
+
+    with FakeServer(path, script) as server:
+        client = connect(path, patience_s=5)
+        before = open_descriptors()
+        iteration = Pipeline(client, {}, patience_s=0).run(Names(names))
+        assert next(iteration)[1]["text"] == "x"
+        server.wait_for("transcribe", 2)
+        iteration.close()
+        client.cancel_all()
+        assert [m["id"] for m in server.wait_for("cancel", 2)] == [
+            m["id"] for m in server.wait_for("transcribe", 2)
+        ]
+        assert open_descriptors() == before
+        client.close()
+
+
+def test_an_event_of_a_wrong_shape_is_a_protocol_error(path):
+    """A daemon that breaks its own promises is not believed."""
+    with FakeServer(path, lambda peer, message: peer.send({"type": "pong", "id": "one"})):
+        client = connect(path, patience_s=5)
+        with pytest.raises(wire.ProtocolError):
+            client.call("ping", "pong", patience_s=5)
+        client.close()
+
+
+def test_an_error_for_the_whole_connection_ends_a_run(path, tmp_path):
+    """An `error` without an id is the connection's, whichever request was open."""
+    (tmp_path / "a.wav").write_text("x")
+
+    def script(peer, message):
+        peer.send({"type": "error", "id": None, "code": "timeout", "message": "Idle for too long."})
+
+    with FakeServer(path, script):
+        client = connect(path, patience_s=5)
+        with pytest.raises(wire.WireError, match="Idle"):
+            run(client, [str(tmp_path / "a.wav")])
+        client.close()
+
+
+def test_names_are_cut_at_nul_however_they_arrive():
+    """Names come whole although the pipe cuts them anywhere, and waiting for them never blocks."""
+    reader, writer = os.pipe()
+    names = Names([], reader)
+    assert names.next() is None
+    os.write(writer, b"one\0tw")
+    assert (names.next(), names.next()) == ("one", None)
+    os.write(writer, b"o\0\0caf\xe9")
+    assert (names.next(), names.next()) == ("two", None)
+    os.close(writer)
+    assert (names.next(), names.next(), names.descriptor) == (os.fsdecode(b"caf\xe9"), None, -1)
+    os.close(reader)
+
+
+def test_labels_fit_the_wire():
+    """F26: a label is valid UTF-8 and within the protocol's limit, whatever the name."""
+    assert sources.label("a" * 70_000) == "a" * wire.MAX_LABEL_CHARS
+    wire.encode({"label": sources.label(os.fsdecode(b"\xff\xfe"))})
+    assert sources.label("你好.wav") == "你好.wav"
+
+
+def test_a_name_with_a_nul_is_refused_not_raised():
+    """A name that the kernel cannot even be asked about is a sentence like every other."""
+    source = sources.open_source("a\0b")
+    assert source.error is not None
+    assert source.error.exit_status == 66
+
+
+def test_closing_twice_is_harmless(path):
+    """Error paths may close what is closed."""
+    with FakeServer(path):
+        client: Client = connect(path, patience_s=5)
+        client.close()
+        client.close()

@@ -1,0 +1,200 @@
+"""Renderings of a transcript: pure functions of the daemon's events."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+from pathlib import Path
+
+import pytest
+from harness.fake_server import done, segment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svctl import formats
+from svctl.emoji import emoji
+from svctl.terminal import printable
+
+MARKS = [
+    *(
+        "zh",
+        "en",
+        "yue",
+        "ja",
+        "ko",
+        "nospeech",
+        "HAPPY",
+        "SAD",
+        "ANGRY",
+        "NEUTRAL",
+        "FEARFUL",
+        "DISGUSTED",
+        "SURPRISED",
+    ),
+    *(
+        "EMO_UNKNOWN",
+        "Speech",
+        "BGM",
+        "Applause",
+        "Laughter",
+        "Cry",
+        "Sneeze",
+        "Breath",
+        "Cough",
+        "Sing",
+        "Speech_Noise",
+    ),
+    *("Event_UNK", "GBG", "withitn", "woitn", "OTHER"),
+]
+
+
+def recording(*segments, **changes):
+    """The transcript of a recording with these segments."""
+    return formats.transcript(
+        "call.wav", segments, done(1, len(segments), **changes) | {"truncated": False} | changes
+    )
+
+
+def test_json_holds_the_contract():
+    """Names, order and types of the JSON are what clients rely on."""
+    words = [{"word": "hi", "start": 1, "end": 1.23456}]
+    event = segment(1, 0, "hi", start=1, end=2.00049, language_score=0.987654, event_score=1, words=words)
+    text = formats.json_text(recording(event, duration=3, model="demo"))
+    assert text == (
+        '{"file": "call.wav", "duration": 3.0, "language": "en", "text": "hi", "segments": [{"id": 0, '
+        '"start": 1.0, "end": 2.0, "language": "en", "language_score": 0.9877, "emotion": "NEUTRAL", '
+        '"emotion_score": 0.75, "event": "Speech", "event_score": 1.0, "text": "hi", '
+        '"words": [{"word": "hi", "start": 1.0, "end": 1.235}], '
+        '"raw": "<|en|><|NEUTRAL|><|Speech|><|withitn|>hi"}], "model": "demo", "truncated": false}'
+    )
+
+
+def test_json_is_utf8_and_refuses_nan():
+    """Characters stand as themselves; a number that JSON does not have is an error."""
+    assert '"text": "你好"' in formats.json_text(recording(segment(1, 0, "你好")))
+    with pytest.raises(ValueError, match="JSON"):
+        formats.json_text(recording(segment(1, 0, "x", start=float("nan"))))
+
+
+def test_the_language_is_that_of_most_seconds():
+    """Seconds count, not segments; no speech has no say; equal shares go to the first."""
+    yue = segment(1, 0, "a", language="yue", start=0, end=5)
+    english = [segment(1, n, "b", start=5 + n, end=6 + n) for n in (1, 2, 3)]
+    noise = segment(1, 4, "", language="nospeech", start=10, end=100)
+    assert recording(yue, *english, noise)["language"] == "yue"
+    assert recording(segment(1, 0, "a", language="ko", start=0, end=3), *english)["language"] == "ko"
+    assert recording(noise)["language"] == recording()["language"] == "nospeech"
+
+
+@pytest.mark.parametrize(
+    ("texts", "joined"),
+    [
+        (["Hello there.", "How are you?"], "Hello there. How are you?"),
+        (["今天天气好。", "我们走吧。"], "今天天气好。我们走吧。"),
+        (["开放时间", "早上九点"], "开放时间早上九点"),
+        (["これは", "ペンです。"], "これはペンです。"),
+        (["안녕하세요.", "반갑습니다."], "안녕하세요. 반갑습니다."),
+        (["我用 GPU", "CPU 太慢"], "我用 GPU CPU 太慢"),
+        (["你好。", "Hello."], "你好。Hello."),
+        (["Hello.", "안녕", "你好"], "Hello. 안녕你好"),
+        ([" one ", "", "  ", "two"], "one two"),
+        ([], ""),
+    ],
+)
+def test_texts_are_joined_as_their_scripts_are_written(texts, joined):
+    """Spaces stand between words that are written with spaces, and nowhere else."""
+    assert formats.join(texts) == joined
+
+
+@pytest.mark.parametrize(
+    ("tags", "line"),
+    [
+        ("bracket", "[YUE][ANGRY][BGM] 你讲咩"),
+        ("enclosed", "[YUE][ANGRY][BGM]你讲咩[BGM][ANGRY][YUE]"),
+        ("raw", "<|yue|><|ANGRY|><|BGM|><|withitn|>你讲咩"),
+        ("none", "你讲咩"),
+    ],
+)
+def test_tags_are_shown_as_asked(tags, line):
+    """Every way of showing language, emotion and event."""
+    raw = "<|yue|><|ANGRY|><|BGM|><|withitn|>你讲咩"
+    event = segment(1, 0, "你讲咩", language="yue", emotion="ANGRY", event="BGM", raw=raw)
+    assert formats.segment_line(event, tags, timestamps=False) == line
+    assert formats.segment_line(event, tags, timestamps=True) == f"[0.00-1.50] {line}"
+
+
+def test_tags_that_say_nothing_are_left_out():
+    """Unknown emotion and plain speech are no news; a segment without text is its tags alone."""
+    event = segment(1, 0, "", language="nospeech", emotion="EMO_UNKNOWN", event="Applause")
+    assert formats.segment_line(event, "bracket", timestamps=False) == "[NOSPEECH][Applause]"
+    plain = segment(1, 0, "so", emotion="EMO_UNKNOWN")
+    assert formats.segment_line(plain, "bracket", timestamps=False) == "[EN] so"
+    assert formats.segment_line(segment(1, 0, "so"), "enclosed", timestamps=False) == "[EN]so[EN]"
+
+
+def test_subtitles_skip_silence_and_count_hours():
+    """Cues are numbered without holes; times carry over minutes and hours; markup is not obeyed."""
+    late = segment(1, 2, "a < b & c --> d", start=3_661.0014, end=36_000.9996)
+    whole = recording(segment(1, 0, "one"), segment(1, 1, " "), late)
+    assert formats.srt(whole) == (
+        "1\n00:00:00,000 --> 00:00:01,500\none\n\n2\n01:01:01,001 --> 10:00:01,000\na < b & c -> d\n\n"
+    )
+    assert formats.vtt(whole) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\none\n\n"
+        "01:01:01.001 --> 10:00:01.000\na &lt; b &amp; c -&gt; d\n\n"
+    )
+    assert formats.vtt(recording()) == "WEBVTT\n\n"
+
+
+def test_tsv_is_one_row_per_segment():
+    """Tabs and line ends of a text cannot break a row."""
+    assert formats.tsv(recording(segment(1, 0, "a\tb\nc"))) == "start\tend\ttext\n0\t1500\ta b\\nc\n"
+
+
+def test_terminals_are_safe():
+    """Escape sequences, controls and direction overrides are shown; letters of every script stay."""
+    assert printable("\x1b[31m\n\x9b\u202ered") == "\\x1b[31m\\n\\x9b\\u202ered"
+    assert printable("你好　안녕 ñ 😊") == "你好　안녕 ñ 😊"
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("<|en|><|HAPPY|><|Laughter|><|withitn|>Hello.", "😀Hello.😊"),
+        ("<|zh|><|SAD|><|Speech|><|woitn|>你好 <|zh|><|SAD|><|Speech|><|woitn|>再见", "你好再见😔"),
+        ("<|en|><|NEUTRAL|><|BGM|>One. <|en|><|NEUTRAL|><|BGM|>Two.", "🎼One.Two."),
+        ("<|nospeech|><|Event_UNK|>", "❓"),
+        ("<|en|><|NEUTRAL|><|Speech|>The.", ""),
+        ("", ""),
+    ],
+)
+def test_emoji_shows_events_in_front_and_emotions_behind(raw, shown):
+    """The rendering of FunASR's demo, with its habits."""
+    assert emoji(raw) == shown
+
+
+@pytest.fixture(scope="module")
+def funasr_postprocess():
+    """FunASR's own function, from its file: importing the package would take ten seconds for forty lines."""
+    package = importlib.util.find_spec("funasr")
+    if package is None:
+        pytest.skip("FunASR is not installed")
+    return runpy.run_path(Path(package.origin).parent / "utils/postprocess_utils.py")[
+        "rich_transcription_postprocess"
+    ]
+
+
+PIECES = [f"<|{mark}|>" for mark in MARKS] + [" ", "  ", "a", "The.", "你", "😊", "🎼", "❓", "<|", "|>"]
+
+
+@pytest.mark.funasr
+@settings(max_examples=2_000, deadline=None)
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=30))
+def test_emoji_equals_funasr(funasr_postprocess, pieces):
+    """For any text with marks the rendering is FunASR's, to the byte."""
+    raw = "".join(pieces)
+    try:
+        expected = funasr_postprocess(raw)
+    except IndexError:  # it looks at the last character of what it has emptied
+        return
+    assert emoji(raw) == expected

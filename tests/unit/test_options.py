@@ -1,0 +1,71 @@
+"""The quick parser and click read the same option table, and must mean the same by it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from svctl import cli, options, verbs
+
+FLAGS = sorted({flag for _, _, table in options.VERBS.values() for option in table for flag in option[1]})
+WORDS = st.one_of(
+    st.sampled_from(FLAGS),
+    st.sampled_from(
+        ["--", "-", "a.wav", "", "json", "zn", "yue", "none", "3", "0.5", "1e3", ".", "-1", "--format=srt"]
+    ),
+    st.sampled_from(
+        ["--wait=7", "--wait=", "--socket=", "--socket=/x", "--itn=1", "-fjson", "-0q", "--form", "-h", "ü=1"]
+    ),
+)
+
+
+def by_click(monkeypatch, verb, words):
+    """What click makes of the words: the values and names it would run with, or None where it stops."""
+    seen = []
+    monkeypatch.setattr(verbs, "run", lambda verb, values, names: seen.append((values, names)) or 0)
+    monkeypatch.setattr(cli, "say", lambda sentence: None)
+    status = cli.main([verb, *words])
+    return seen[0] if seen else None, status
+
+
+@given(verb=st.sampled_from(sorted(options.VERBS)), words=st.lists(WORDS, max_size=6))
+def test_the_quick_parser_agrees_with_click(verb, words):
+    """Whatever the quick parser accepts, click reads as the same values and names."""
+    quick = options.parse(verb, words)
+    if quick is not None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            assert by_click(monkeypatch, verb, words)[0] == quick
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a.wav"],
+        ["a.wav", "-", "b.wav"],
+        ["-f", "json", "-l", "zh", "--no-itn", "a.wav", "--tags", "none"],
+        ["--no-vad", "--wait=2.5", "--socket", "/x", "-o", "d", "-q", "-t", "--progress", "--no-wait", "-0"],
+        ["--", "-i.wav", "--help"],
+    ],
+)
+def test_plain_words_are_understood_without_click(monkeypatch, words):
+    """Common command lines never need click."""
+    quick = options.parse("transcribe", words)
+    assert quick is not None
+    assert by_click(monkeypatch, "transcribe", words)[0] == quick
+
+
+def test_clusters_and_mistakes_are_left_to_click(monkeypatch):
+    """What the quick parser does not know it hands on, and click still understands or refuses it."""
+    assert options.parse("transcribe", ["-qt", "a.wav"]) is None
+    values, names = by_click(monkeypatch, "transcribe", ["-qt", "-fjson", "a.wav"])[0]
+    assert (values["quiet"], values["timestamps"], values["format"], names) == (True, True, "json", ["a.wav"])
+    assert by_click(monkeypatch, "transcribe", ["--wait", "soon", "a.wav"]) == (None, 64)
+
+
+def test_every_option_has_its_default_in_both(monkeypatch):
+    """Without options both give the table's defaults."""
+    for verb, (argument, _, table) in options.VERBS.items():
+        words = ["a.wav"] if argument else []
+        values, _ = by_click(monkeypatch, verb, words)[0]
+        assert values == {option[0]: option[3] for option in table}
