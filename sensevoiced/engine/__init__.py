@@ -1,0 +1,1 @@
+"""Features to tagged text, on one thread that owns the device; imports neither serving nor frontend."""

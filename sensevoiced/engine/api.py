@@ -1,0 +1,38 @@
+"""What an engine is: the calls between the batcher and whatever recognises; standard library only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from sensevoiced.jobs import EngineInfo, Options, Recognition, Utterance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Work = tuple[Utterance, Options]
+"""One utterance, and how its request wants it recognised."""
+
+
+class OutOfMemory(Exception):
+    """The device has too little memory for this batch; a smaller one may fit."""
+
+
+class Engine(Protocol):
+    """What a backend offers. All methods are called on the engine thread.
+
+    `info` never changes and may be read anywhere.
+    """
+
+    info: EngineInfo
+
+    def warm_up(self) -> None:
+        """Run typical shapes once, so that no caller pays for initialisation."""
+
+    def run(self, batch: Sequence[Work]) -> list[Recognition]:
+        """Recognise a batch, results in its order; raises OutOfMemory where a smaller batch may fit."""
+
+    def device_memory_bytes(self) -> tuple[int, int] | None:
+        """Give (allocated, total) bytes of a device with memory of its own, otherwise None."""
+
+    def close(self) -> None:
+        """Give back what the engine holds."""

@@ -1,0 +1,252 @@
+"""Brings utterances to the engine thread in batches, and results back; never imports a model or torch."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sensevoiced.engine.api import Engine, OutOfMemory, Work
+from sensevoiced.engine.runner import Item, Outcome, Runner
+from sensevoiced.engine.turns import Turns
+from sensevoiced.jobs import JobError, Options, Recognition, Utterance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sensevoiced.config import BatchLimits
+
+__all__ = ["Batcher", "BatcherSnapshot", "Engine", "OutOfMemory", "Work"]
+
+_T = TypeVar("_T")
+
+STOP_S = 5.0
+"""How long `stop` waits for a running batch, because a thread cannot be interrupted."""
+
+_LOST_THREAD = "The engine thread has ended; the daemon needs a restart."
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherSnapshot:
+    """What the batcher holds and has done, for `svctl status` and the watchdog."""
+
+    queued_utterances: int
+    queued_audio_s: float
+    running_utterances: int
+    oldest_batch_age_s: float
+    """How long the engine has been at its present batch (or call); 0 when idle."""
+    batches: int
+    utterances: int
+    failed_utterances: int
+    failed_in_a_row: int
+    """Utterances failed since the last that succeeded: a broken device fails all of them."""
+    mean_batch_size: float
+    engine_busy_s: float
+    out_of_memory_splits: int
+
+
+class Batcher:
+    """Queues utterances by job, and runs them in batches on a thread of its own.
+
+    There is no waiting for company: an idle engine starts at once, and what arrives while it works forms the
+    next batch. Jobs take turns with one utterance each, and an utterance that no longer fits ends the batch,
+    so that nothing is ever overtaken. All methods belong to the event loop's thread.
+    """
+
+    def __init__(self, run: Callable[[Sequence[Work]], list[Recognition]], *, limits: BatchLimits) -> None:
+        """Prepare; `run` is only ever called on the engine thread."""
+        self._runner = Runner(run, limits)
+        self._limits = limits
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        # Guards everything below: the loop puts in, the engine thread takes out.
+        self._changed = threading.Condition()
+        self._waiting: Turns[Item] = Turns()
+        self._calls: deque[tuple[Callable[[], None], concurrent.futures.Future[Any]]] = deque()
+        self._running: list[Item] = []
+        self._busy_since: float | None = None
+        self._stopping = False
+        self._ended = False
+        self._busy_s = 0.0
+        self._draining = False
+        self._outstanding: set[Item] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def start(self) -> None:
+        """Start the engine thread; called once, from the running event loop that results go to."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def call(self, work: Callable[[], _T]) -> _T:
+        """Run `work` (warm-up, a change of model) on the engine thread, before the next batch."""
+        answer: concurrent.futures.Future[_T] = concurrent.futures.Future()
+
+        def on_thread() -> None:
+            if answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(work())
+                except BaseException as error:  # noqa: BLE001 - handed to the caller, who decides
+                    answer.set_exception(error)
+
+        with self._changed:
+            if self._stopping or self._ended:
+                raise self._refusal()
+            self._calls.append((on_thread, answer))
+            self._changed.notify()
+        return await asyncio.wrap_future(answer)
+
+    async def recognise(self, job: int, utterance: Utterance, options: Options) -> Recognition:
+        """Recognise one utterance of `job`.
+
+        Cancelling the waiting task drops the utterance while it is queued, and throws its result away when it
+        is already running. Raises JobError: `internal` where the model failed on it, `cancelled` after
+        `cancel`, `shutting_down` after `drain` or `stop`.
+        """
+        if self._draining:
+            raise self._refusal()
+        item = Item(job, (utterance, options), asyncio.get_running_loop().create_future())
+        with self._changed:
+            if self._stopping or self._ended:
+                raise self._refusal()
+            self._waiting.put(item)
+            self._changed.notify()
+        self._outstanding.add(item)
+        self._idle.clear()
+        try:
+            return await item.future
+        finally:
+            self._forget(item)
+
+    def cancel(self, job: int) -> None:
+        """Drop what `job` has queued and discard what is running of it; its waiters get `cancelled`."""
+        self._fail(
+            [item for item in self._outstanding if item.job == job], "cancelled", "The job was cancelled."
+        )
+
+    async def drain(self) -> None:
+        """Refuse new utterances from now on, and return once the accepted ones are answered."""
+        self._draining = True
+        await self._idle.wait()
+
+    def stop(self, timeout_s: float = STOP_S) -> bool:
+        """Refuse everything, fail what is left with `shutting_down`, and end the thread.
+
+        Blocks for up to `timeout_s`; gives False where a batch is still running then.
+        """
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._fail_all("shutting_down", "The daemon is shutting down.")
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def snapshot(self) -> BatcherSnapshot:
+        """Give the present numbers."""
+        runner = self._runner
+        with self._changed:
+            queued = [item.work[0] for item in self._waiting]
+            age = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+            return BatcherSnapshot(
+                queued_utterances=len(queued),
+                queued_audio_s=sum(utterance.end_s - utterance.start_s for utterance in queued),
+                running_utterances=len(self._running),
+                oldest_batch_age_s=age,
+                batches=runner.batches,
+                utterances=runner.done,
+                failed_utterances=runner.failed,
+                failed_in_a_row=runner.failed_in_a_row,
+                mean_batch_size=runner.batched / runner.batches if runner.batches else 0.0,
+                engine_busy_s=self._busy_s + age,
+                out_of_memory_splits=runner.splits,
+            )
+
+    # On the event loop.
+
+    def _refusal(self) -> JobError:
+        if self._ended and not self._stopping:
+            return JobError("internal", _LOST_THREAD)
+        return JobError("shutting_down", "The daemon is shutting down.")
+
+    def _forget(self, item: Item) -> None:
+        """Take an item that nobody waits for out of the queue, if it is still there."""
+        item.dropped = True
+        with self._changed:
+            self._waiting.drop(item)
+        self._outstanding.discard(item)
+        if not self._outstanding:
+            self._idle.set()
+
+    def _fail(self, items: list[Item], code: str, message: str) -> None:
+        for item in items:
+            self._forget(item)
+            if not item.future.done():
+                item.future.set_exception(JobError(code, message))
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        for item, outcome in outcomes:
+            if item.future.done():
+                continue
+            if isinstance(outcome, JobError):
+                item.future.set_exception(outcome)
+            else:
+                item.future.set_result(outcome)
+
+    def _fail_all(self, code: str, message: str) -> None:
+        with self._changed:
+            calls = [answer for _, answer in self._calls]
+            self._calls.clear()
+        for answer in calls:
+            if answer.set_running_or_notify_cancel():
+                answer.set_exception(JobError(code, message))
+        self._fail(list(self._outstanding), code, message)
+
+    # On the engine thread.
+
+    def _to_loop(self, callback: Callable[..., object], *args: object) -> None:
+        # A loop that is closed has nobody left to tell.
+        with contextlib.suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(callback, *args)
+
+    def _main(self) -> None:
+        try:
+            while self._one_turn():
+                pass
+        finally:
+            with self._changed:
+                self._ended = True
+            self._to_loop(self._fail_all, "internal", _LOST_THREAD)
+
+    def _one_turn(self) -> bool:
+        """Wait for work and do it; False when it is time to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._calls or self._waiting)
+            if self._stopping:
+                return False
+            call = self._calls.popleft()[0] if self._calls else None
+            if call is None:
+                self._running = self._waiting.take(
+                    utterances=self._limits.max_batch_utterances,
+                    frames=self._runner.frames_cap,
+                    attention=self._limits.max_batch_attention,
+                )
+            self._busy_since = time.monotonic()
+        outcomes: list[Outcome] = []
+        if call is None:
+            outcomes = self._runner.work_off(self._running)
+        else:
+            call()
+        with self._changed:
+            self._busy_s += time.monotonic() - self._busy_since
+            self._busy_since = None
+            self._running = []
+        if outcomes:
+            self._to_loop(self._deliver, outcomes)
+        return True

@@ -1,0 +1,77 @@
+"""Device, precision, threads, and what happens when memory is full; imports torch only."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from sensevoiced.config import PRECISIONS, ConfigError
+from sensevoiced.engine.api import OutOfMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_T = TypeVar("_T")
+
+
+def pick_device(device: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device that is there; ConfigError where it is not."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda:0" if count else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        place = torch.device("meta")
+    if place.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"device {device!r} is unknown: choose auto, cpu, cuda or cuda:N.")
+    if place.type == "cuda" and (place.index or 0) >= count:
+        raise ConfigError(
+            f"device {device} is not there: torch sees {count} CUDA devices here; choose auto or cpu."
+        )
+    return torch.device("cuda", place.index or 0) if place.type == "cuda" else torch.device("cpu")
+
+
+def pick_precision(precision: str, place: torch.device) -> tuple[torch.dtype, str]:
+    """Turn `auto` or a type's name into what the device can do well; float16 on a CPU is refused."""
+    if precision == "auto":
+        precision = "float16" if place.type == "cuda" else "float32"
+    if precision not in _DTYPES:
+        raise ConfigError(f"precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
+    if precision == "float16" and place.type == "cpu":
+        raise ConfigError("precision float16 needs a CUDA device: on the CPU choose float32 or bfloat16.")
+    return _DTYPES[precision], precision
+
+
+def set_threads(threads: int) -> None:
+    """Bound torch's threads for one operation; 0 means one per core this process may use."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+
+
+def within_memory(work: Callable[[], _T]) -> _T:
+    """Do `work`; where the device's memory does not suffice, free what it held and raise OutOfMemory."""
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if not _lacks_memory(error):
+            raise
+        reason = str(error)
+    # Outside the except block: while the exception was in scope, its traceback held the batch's tensors.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise OutOfMemory(reason)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Tell CUDA's own exception, Python's, and torch's plain RuntimeError on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def memory_bytes(device: torch.device) -> tuple[int, int] | None:
+    """Give (allocated, total) bytes of a CUDA device; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
