@@ -1,0 +1,118 @@
+"""The command `sensevoiced`: arguments to a Config, a Daemon run to its exit status.
+
+Imports of each verb are its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import faulthandler
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from sensevoiced import __version__, logs, settings
+from sensevoiced.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sensevoiced.parts import Parts
+
+EX_CONFIG = 78
+"""sysexits.h: a setting cannot be used; systemd's RestartPreventExitStatus= names it."""
+VERBS = ("serve", "fetch", "check-config")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    # Without a verb it serves: options alone are options of `serve`.
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
+        words.insert(0, "serve")
+    arguments = _parser(words[0]).parse_args(words)
+    if arguments.verb == "fetch":
+        from sensevoiced import hub  # noqa: PLC0415 - the only code that goes to the network; never loaded to serve
+
+        return hub.run(arguments)
+    flags = {
+        name: value for name, value in vars(arguments).items() if isinstance(value, str) and name != "verb"
+    }
+    try:
+        config = settings.load(flags, os.environ)
+        if arguments.verb == "check-config":
+            return _check(config)
+        from sensevoiced.parts import parts_of  # noqa: PLC0415 - reads YAML, which check-config does not need
+
+        return serve(config, parts_of(config), reread=lambda: settings.load(flags, os.environ))
+    except ConfigError as error:
+        return _say(error, EX_CONFIG)
+    except ModuleNotFoundError as error:
+        # The base install is the client alone.
+        return _say(f"{error}; the daemon needs its extra: pip install 'sensevoiced[daemon]'", EX_CONFIG)
+
+
+def serve(config: Config, parts: Parts, *, reread: Callable[[], Config]) -> int:
+    """Run a daemon until it is told to stop; gives the exit status."""
+    from sensevoiced.daemon import Daemon, StartError  # noqa: PLC0415 - `fetch` and `--help` do without
+    from sensevoiced.serving.listener import ListenError  # noqa: PLC0415 - the same
+
+    # systemd's watchdog ends a stuck daemon with SIGABRT: every thread's stack then goes to the log.
+    faulthandler.enable()
+    logs.start(config.log_level, os.environ)
+    daemon = Daemon(config, parts, reread=reread)
+    try:
+        status = asyncio.run(daemon.run())
+    except ConfigError as error:
+        status = _say(error, EX_CONFIG)
+    except (ListenError, StartError) as error:
+        status = _say(error, 1)
+    if daemon.engine_left_running:
+        _leave(status)
+    return status
+
+
+def _leave(status: int) -> NoReturn:
+    """End without waiting for the engine's thread.
+
+    A batch cannot be interrupted, and torch does not survive the interpreter's end.
+    """
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _say(error: Exception | str, status: int) -> int:
+    sys.stderr.write(f"sensevoiced: {error}\n")
+    return status
+
+
+def _check(config: Config) -> int:
+    sys.stdout.write(
+        f"The configuration is valid: model {config.model}, device {config.device}, socket {config.socket}\n"
+    )
+    return 0
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sensevoiced", description="Keeps a SenseVoice model loaded and serves it over a Unix socket."
+    )
+    parser.add_argument("--version", action="version", version=f"sensevoiced {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="{" + ",".join(VERBS) + "}")
+    settings.add_arguments(verbs.add_parser("serve", help="serve (the default)"))
+    settings.add_arguments(
+        verbs.add_parser("check-config", help="read the settings, say what is wrong with them, and end")
+    )
+    fetch = verbs.add_parser("fetch", help="download a model")
+    if verb == "fetch":
+        from sensevoiced import hub  # noqa: PLC0415 - see main
+
+        hub.add_arguments(fetch)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

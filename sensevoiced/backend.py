@@ -1,0 +1,152 @@
+"""Front end and engine as one: loads them, runs jobs through both, reports on them.
+
+Knows neither clients nor systemd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from sensevoiced import logs
+from sensevoiced.engine.batcher import Batcher
+from sensevoiced.jobs import JobError
+from sensevoiced.metrics import resident_bytes
+from sensevoiced.pipeline import Transcription
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from sensevoiced.config import Config
+    from sensevoiced.engine.api import Engine, Work
+    from sensevoiced.engine.batcher import BatcherSnapshot
+    from sensevoiced.jobs import EngineInfo, Options, Recognition, Utterance
+    from sensevoiced.parts import Parts
+
+log = logging.getLogger(__name__)
+
+DEVICE_MEMORY_S = 0.2
+"""The engine thread answers between batches; a status does not wait for a long one and shows the last known
+value."""
+
+
+class Backend:
+    """The rooms behind serving, from load to close."""
+
+    def __init__(self, config: Config, parts: Parts, on_progress: Callable[[float], None]) -> None:
+        """Make them, and start the engine's thread.
+
+        `on_progress` hears of all audio that jobs put behind them.
+        """
+        self._config = config
+        self._parts = parts
+        self._on_progress = on_progress
+        self._numbers = itertools.count(1)
+        self._engine: Engine | None = None
+        self._loading_s = 0.0
+        self._device_memory: tuple[int, int] | None = None
+        self._frontend = parts.make_frontend()
+        self._batcher = Batcher(self._run, limits=config.batch)
+        self._batcher.start()
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What is in force, once it is loaded."""
+        return None if self._engine is None else self._engine.info
+
+    def batches(self) -> BatcherSnapshot:
+        """What the batcher holds and has done."""
+        return self._batcher.snapshot()
+
+    def busy_s(self) -> float:
+        """Seconds that the engine has worked since it was loaded."""
+        return max(0.0, self._batcher.snapshot().engine_busy_s - self._loading_s) if self._engine else 0.0
+
+    async def load(self) -> None:
+        """Load and warm up, engine and front end side by side. Raises whatever they raise."""
+        tasks = [asyncio.create_task(work) for work in (self._frontend.start(), self._load_engine())]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def transcribe(self, source_fd: int, options: Options, *, label: str) -> Transcription:
+        """Start on a file or a pipe; owns the descriptor from the call on."""
+        number = next(self._numbers)
+        log.debug("job %d: %s", number, logs.shown(label))
+
+        def recognise(utterance: Utterance) -> Coroutine[Any, Any, Recognition]:
+            return self._batcher.recognise(number, utterance, options)
+
+        return Transcription(
+            self._frontend.utterances(source_fd, options, label=label),
+            recognise,
+            max_outstanding=self._config.serving.max_outstanding_utterances,
+            on_progress=self._on_progress,
+        )
+
+    async def status(self) -> dict[str, Any]:
+        """The part of a status reply that is about front end and engine."""
+        info, batches = self.info, self._batcher.snapshot()
+        children = self._frontend.snapshot().children
+        allocated, total = await self._read_device_memory() or (None, None)
+        return {
+            "model": self._parts.model,
+            "vad": self._parts.vad,
+            "engine": info.name if info else self._config.engine,
+            "device": info.device if info else self._config.device,
+            "precision": info.precision if info else self._config.precision,
+            "parameters": info.parameters if info else None,
+            "threads": self._config.threads or len(os.sched_getaffinity(0)),
+            "memory": {
+                "daemon_rss_bytes": resident_bytes(),
+                "children_rss_bytes": sum(child.rss_bytes for child in children),
+                "children": [
+                    {"pid": child.pid, "rss_bytes": child.rss_bytes, "busy": child.busy} for child in children
+                ],
+                "gpu_allocated_bytes": allocated,
+                "gpu_total_bytes": total,
+            },
+            "batches": {
+                "count": batches.batches,
+                "utterances": batches.utterances,
+                "mean_size": round(batches.mean_batch_size, 3),
+                "out_of_memory_splits": batches.out_of_memory_splits,
+            },
+            "engine_busy_s": round(self.busy_s(), 3),
+        }
+
+    async def close(self, patience_s: float) -> bool:
+        """Give everything back; False where a batch is still running, which nothing can interrupt."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._frontend.close()
+        if self._engine is not None:
+            with contextlib.suppress(TimeoutError, JobError):
+                async with asyncio.timeout(patience_s):
+                    await self._batcher.call(self._engine.close)
+        # Blocks the loop, which has nothing left to do.
+        return self._batcher.stop(patience_s)
+
+    async def _load_engine(self) -> None:
+        engine = await self._batcher.call(self._parts.load_engine)
+        await self._batcher.call(engine.warm_up)
+        self._loading_s = self._batcher.snapshot().engine_busy_s
+        self._engine = engine
+
+    def _run(self, batch: Sequence[Work]) -> list[Recognition]:
+        if self._engine is None:
+            raise JobError("internal", "The model is not loaded.")
+        return self._engine.run(batch)
+
+    async def _read_device_memory(self) -> tuple[int, int] | None:
+        if self._engine is not None and self._engine.info.device != "cpu":
+            with contextlib.suppress(TimeoutError, JobError):
+                async with asyncio.timeout(DEVICE_MEMORY_S):
+                    self._device_memory = await self._batcher.call(self._engine.device_memory_bytes)
+        return self._device_memory

@@ -1,0 +1,135 @@
+"""Joins frontend and engine for one job: utterances in, segments out in order, a bounded number between.
+
+Imports neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from sensevoiced.jobs import Decoded, JobError, Timings
+from sensevoiced.serving.service import Segment
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+    from sensevoiced.jobs import Recognition, Utterance
+
+
+class FrontendRun(Protocol):
+    """What a frontend gives for one source: utterances, and its last word after them."""
+
+    decoded: Decoded | None
+
+    @property
+    def decoded_s(self) -> float:
+        """Audio read so far."""
+
+    def __aiter__(self) -> AsyncIterator[Utterance]:
+        """Utterances in order; the source is not read on while nobody asks. Raises JobError."""
+
+    async def aclose(self) -> None:
+        """Stop, where it is not at its end."""
+
+
+class Transcription:
+    """One job on its way through frontend and engine: serving's Transcript."""
+
+    def __init__(
+        self,
+        run: FrontendRun,
+        recognise: Callable[[Utterance], Awaitable[Recognition]],
+        *,
+        max_outstanding: int,
+        on_progress: Callable[[float], None],
+    ) -> None:
+        """`on_progress` hears of every stretch of audio, in seconds, that the job has put behind it."""
+        self.recognised_s = 0.0
+        self.timings = Timings()
+        self._run = run
+        self._recognise = recognise
+        self._on_progress = on_progress
+        self._slots = asyncio.Semaphore(max_outstanding)
+        self._ahead: asyncio.Queue[tuple[int, float, float, asyncio.Task[Recognition]] | None] = (
+            asyncio.Queue()
+        )
+        self._tasks: set[asyncio.Task[Recognition]] = set()
+        self._began_s = time.monotonic()
+        self._at_engine = 0
+        self._busy_since_s = 0.0
+        self._segments = self._join()
+
+    @property
+    def decoded_s(self) -> float:
+        """Audio read so far."""
+        return self._run.decoded_s
+
+    @property
+    def decoded(self) -> Decoded:
+        """The frontend's last word."""
+        if self._run.decoded is None:
+            raise JobError("internal", "The front end ended without its last word.")
+        return self._run.decoded
+
+    def __aiter__(self) -> AsyncIterator[Segment]:
+        """Segments in order, each as soon as it and all before it are there. Raises JobError."""
+        return self._segments
+
+    async def aclose(self) -> None:
+        """Stop the work, where it is not finished."""
+        await self._segments.aclose()
+        await self._run.aclose()
+
+    async def _join(self) -> AsyncGenerator[Segment, None]:
+        feeding = asyncio.create_task(self._feed())
+        try:
+            while (item := await self._ahead.get()) is not None:
+                index, start_s, end_s, task = item
+                recognition = await task
+                self._tasks.discard(task)
+                self._advance(end_s)
+                yield Segment(index, start_s, end_s, recognition)
+                self._slots.release()
+            await feeding  # raises what ended the front end, after everything before it was delivered
+            self._advance(self.decoded.duration_s)
+            self.timings.frontend_s = self.decoded.decode_s + self.decoded.features_s + self.decoded.vad_s
+        finally:
+            feeding.cancel()
+            for task in self._tasks:
+                task.cancel()
+            # Also takes note of what the others raised: the first failure is the job's.
+            await asyncio.gather(feeding, *self._tasks, return_exceptions=True)
+
+    async def _feed(self) -> None:
+        """Hand utterances to the engine as far ahead as the slots allow."""
+        first = True
+        try:
+            async for utterance in self._run:
+                if first:
+                    self.timings.queued_s = time.monotonic() - self._began_s
+                    first = False
+                await self._slots.acquire()
+                task = asyncio.create_task(self._one(utterance))
+                self._tasks.add(task)
+                self._ahead.put_nowait((utterance.index, utterance.start_s, utterance.end_s, task))
+        finally:
+            self._ahead.put_nowait(None)
+
+    async def _one(self, utterance: Utterance) -> Recognition:
+        """Recognise one, counting the time in which the engine had any of this job's."""
+        if not self._at_engine:
+            self._busy_since_s = time.monotonic()
+        self._at_engine += 1
+        try:
+            return await self._recognise(utterance)
+        finally:
+            self._at_engine -= 1
+            if not self._at_engine:
+                self.timings.engine_s += time.monotonic() - self._busy_since_s
+
+    def _advance(self, to_s: float) -> None:
+        if to_s > self.recognised_s:
+            self._on_progress(to_s - self.recognised_s)
+            self.recognised_s = to_s

@@ -1,0 +1,113 @@
+"""Turns one stream into messages and the descriptors that came with them, within deadlines.
+
+Does not act on any message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from sensevoiced.serving.source import close_later
+from svctl.wire import MAX_FRAME_BYTES, FrameReader, ProtocolError, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from sensevoiced.config import ServingConfig
+    from sensevoiced.serving.transport import Stream
+
+MESSAGES_A_TURN = 32
+"""Messages of one connection before the others get their turn: about a millisecond of pings."""
+
+_STRAY = "A descriptor came with a message that takes none."
+
+
+class Inbox:
+    """What one peer sends.
+
+    While nobody asks for the next message nothing is read, which holds the peer back.
+    """
+
+    def __init__(
+        self, stream: Stream, limits: Callable[[], ServingConfig], working: Callable[[], bool]
+    ) -> None:
+        """`working` says whether it is our turn: a peer that waits for us is not idle."""
+        self._stream = stream
+        self._limits = limits
+        self._working = working
+        self._loop = asyncio.get_running_loop()
+        self._hello_by_s = self._loop.time() + limits().hello_timeout_s
+        self._reader = FrameReader()
+        self._greeted = False
+        self._frame_began_s: float | None = None
+        self._fds: list[int] = []
+        self._this_turn = 0
+
+    def greet(self) -> None:
+        """The peer has said hello: larger frames and other deadlines from here on."""
+        self._greeted = True
+        self._reader.max_frame_bytes = MAX_FRAME_BYTES
+
+    def take_fd(self) -> int | None:
+        """The descriptor of the message at hand, if one came; the caller owns it."""
+        return self._fds.pop(0) if self._fds else None
+
+    def close(self) -> None:
+        """Give back descriptors that nobody took."""
+        while (fd := self.take_fd()) is not None:
+            close_later(fd)
+
+    async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Messages, unchecked, until the peer ends its side.
+
+        Raises ProtocolError, WireError and ConnectionLost.
+        """
+        while True:
+            data, fd = await self._receive()
+            if not data:
+                return
+            carried_over = bool(self._fds)
+            if fd is not None:
+                self._fds.append(fd)
+            was_partial, completed = self._reader.partial, False
+            self._reader.feed(data)
+            for message in self._reader.messages():
+                held = len(self._fds)
+                yield message
+                # The kernel never joins bytes past a descriptor: its frame began in the chunk that
+                # brought it, and so is complete at the latest with the first one of the next chunk.
+                if carried_over and not completed and held == len(self._fds):
+                    raise ProtocolError("protocol", _STRAY)
+                completed = True
+                self._this_turn += 1
+                if self._this_turn >= MESSAGES_A_TURN:
+                    # What has arrived in bulk never makes us wait, and so would never let others have a turn.
+                    self._this_turn = 0
+                    await asyncio.sleep(0)
+            if len(self._fds) > (1 if self._reader.partial else 0):
+                raise ProtocolError("protocol", _STRAY)
+            if not self._reader.partial:
+                self._frame_began_s = None
+            elif completed or not was_partial:
+                self._frame_began_s = self._loop.time()
+
+    async def _receive(self) -> tuple[bytes, int | None]:
+        """Wait for bytes within the deadline that applies now. Raises WireError `timeout`."""
+        while True:
+            limits = self._limits()
+            if not self._greeted:
+                deadline_s, late = self._hello_by_s, f"No hello came within {limits.hello_timeout_s:g} s."
+            elif self._frame_began_s is not None:
+                deadline_s = self._frame_began_s + limits.frame_timeout_s
+                late = f"A message was not complete within {limits.frame_timeout_s:g} s."
+            else:
+                deadline_s = self._loop.time() + limits.idle_timeout_s
+                late = f"Nothing was asked for {limits.idle_timeout_s:g} s."
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    return await self._stream.receive()
+            except TimeoutError:
+                if self._greeted and self._frame_began_s is None and self._working():
+                    continue
+                raise WireError("timeout", late) from None

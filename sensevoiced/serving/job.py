@@ -1,0 +1,163 @@
+"""One `transcribe` request: from its source to its segments and its `done`.
+
+Knows the connection only as somewhere to send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from sensevoiced.jobs import Options
+from sensevoiced.serving.source import Upload, close_later, examine, on_thread, open_path
+from svctl.wire import ProtocolError, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sensevoiced.config import ServingConfig
+    from sensevoiced.serving.admission import Ticket
+    from sensevoiced.serving.service import Segment, Service, Transcript
+
+Message = dict[str, Any]
+
+_TIME_DIGITS, _SCORE_DIGITS = 3, 6
+"""Milliseconds, and what float32 softmax can tell apart: equal input gives equal digits."""
+
+
+class Job:
+    """One unfinished request.
+
+    `task` runs `perform`, and `dispose` is due when it has ended, however that was.
+    """
+
+    def __init__(self, message: Message, fd: int | None, ticket: Ticket, limits: ServingConfig) -> None:
+        """Take over a checked `transcribe` and the descriptor that came with it."""
+        self.id: int = message["id"]
+        self.began_s = asyncio.get_running_loop().time()
+        self.upload = Upload(limits.max_upload_buffer_bytes) if message["source"] == "stream" else None
+        self.task: asyncio.Task[None] | None = None
+        self._options = Options(language=message["language"], itn=message["itn"], vad=message["vad"])
+        self._path: str | None = message["path"] if message["source"] == "path" else None
+        self._label: str = message["label"] or message["path"]
+        self._fd = fd
+        self._ticket = ticket
+        self._limits = limits
+        self._transcript: Transcript | None = None
+
+    @property
+    def fed(self) -> bool:
+        """Whether it needs nothing more from its client."""
+        return self.upload is None or self.upload.complete
+
+    def dispose(self) -> None:
+        """Give back everything that it still holds."""
+        self._ticket.release()
+        if self.upload is not None:
+            self.upload.close()
+        if self._fd is not None:
+            close_later(self._fd)
+            self._fd = None
+
+    async def perform(self, service: Service, send: Callable[[bytes], Awaitable[None]]) -> Message:
+        """Send the segments as they come, and give the `done` message.
+
+        Raises JobError, WireError and ConnectionLost.
+        """
+        source_fd = await self._open(service)
+        transcript = service.transcribe(source_fd, self._options, label=self._label)
+        segments = 0
+        async with contextlib.aclosing(transcript):
+            self._transcript = transcript
+            async for segment in transcript:
+                segments += 1
+                self._ticket.progress(transcript.decoded_s, transcript.recognised_s)
+                await send(encode(segment_event(self.id, segment)))
+        decoded, timings = transcript.decoded, transcript.timings
+        timings.total_s = asyncio.get_running_loop().time() - self.began_s
+        return {
+            "type": "done",
+            "id": self.id,
+            "duration": round(decoded.duration_s, _TIME_DIGITS),
+            "segments": segments,
+            "truncated": decoded.truncated,
+            "model": service.model,
+            "timings": {
+                "queued_s": round(timings.queued_s, _SCORE_DIGITS),
+                "frontend_s": round(timings.frontend_s, _SCORE_DIGITS),
+                "engine_s": round(timings.engine_s, _SCORE_DIGITS),
+                "total_s": round(timings.total_s, _SCORE_DIGITS),
+            },
+        }
+
+    def progress(self) -> Message | None:
+        """The `progress` message, once there is progress to tell of; charges the queue for what is left."""
+        transcript = self._transcript
+        if transcript is None:
+            return None
+        self._ticket.progress(transcript.decoded_s, transcript.recognised_s)
+        return {
+            "type": "progress",
+            "id": self.id,
+            "decoded_s": round(transcript.decoded_s, _TIME_DIGITS),
+            "recognised_s": round(transcript.recognised_s, _TIME_DIGITS),
+        }
+
+    async def _open(self, service: Service) -> int:
+        """Examine the source, charge for it, and wait for our turn.
+
+        Gives the descriptor, which the caller owns.
+        """
+        timeout_s = self._limits.open_timeout_s
+        if self.upload is not None:
+            # More than this never waits for us: the client is held back.
+            self._ticket.charge_bytes(self._limits.max_upload_buffer_bytes)
+            await service.ready()
+            return self.upload.take_source()
+        if self._path is not None:
+            path = self._path
+            fd, size = await on_thread(lambda: open_path(path), timeout_s, lambda opened: os.close(opened[0]))
+        else:
+            fd = self._take_fd()
+            size = await on_thread(lambda: examine(fd), timeout_s, lambda _: os.close(fd))
+        self._fd = fd
+        self._ticket.charge_bytes(size)
+        await service.ready()
+        return self._take_fd()
+
+    def _take_fd(self) -> int:
+        if self._fd is None:
+            raise ProtocolError("invalid_request", "source is fd, and no descriptor came along.", fatal=False)
+        fd, self._fd = self._fd, None
+        return fd
+
+
+def segment_event(request: int, segment: Segment) -> Message:
+    """The `segment` message: times of the recording in seconds, rounded to ms."""
+    found = segment.recognition
+    return {
+        "type": "segment",
+        "id": request,
+        "index": segment.index,
+        "start": round(segment.start_s, _TIME_DIGITS),
+        "end": round(segment.end_s, _TIME_DIGITS),
+        "language": found.language,
+        "language_score": round(found.language_score, _SCORE_DIGITS),
+        "emotion": found.emotion,
+        "emotion_score": round(found.emotion_score, _SCORE_DIGITS),
+        "event": found.event,
+        "event_score": round(found.event_score, _SCORE_DIGITS),
+        "itn": found.itn,
+        "text": found.text,
+        "raw": found.raw,
+        "words": [
+            {
+                "word": word.word,
+                "start": round(segment.start_s + word.start, _TIME_DIGITS),
+                "end": round(segment.start_s + word.end, _TIME_DIGITS),
+            }
+            for word in found.words
+        ],
+    }

@@ -1,0 +1,138 @@
+"""Accepts connections and keeps their sessions: one task each, a defect in one never reaches another.
+
+Decides nothing about requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+from sensevoiced.serving.listener import peer_of
+from sensevoiced.serving.session import FAREWELL_S, Session
+from sensevoiced.serving.transport import ConnectionLost, Stream
+from svctl.wire import WireError, encode
+
+if TYPE_CHECKING:
+    import socket
+
+    from sensevoiced.metrics import Metrics
+    from sensevoiced.serving.admission import Admission
+    from sensevoiced.serving.listener import Listener
+    from sensevoiced.serving.service import Service
+
+log = logging.getLogger(__name__)
+
+ACCEPT_PAUSE_S = 1.0
+"""Without a free descriptor accept fails at once and would fail again: wait for some to come back (asyncio
+does the same)."""
+_ACCEPTS_A_TURN = 64
+"""Connections taken in one turn of the loop, so that a flood of them leaves time for the work."""
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Server:
+    """The accept loop and all open connections."""
+
+    def __init__(self, listener: Listener, service: Service, admission: Admission, metrics: Metrics) -> None:
+        """Prepare; `start` begins to accept."""
+        self._listener = listener
+        self._service = service
+        self._admission = admission
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._sessions: dict[asyncio.Task[None], Session] = {}
+        self._turned_away: set[asyncio.Task[None]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        self._accepting = False
+
+    def start(self) -> None:
+        """Accept from here on."""
+        self._pause = None
+        self._accepting = True
+        self._loop.add_reader(self._listener.socket.fileno(), self._accept)
+
+    def stop_accepting(self) -> None:
+        """Leave new connections to the kernel's queue (an inherited socket) or to the void (our own)."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        if self._accepting:
+            self._accepting = False
+            self._loop.remove_reader(self._listener.socket.fileno())
+
+    async def close(self, timeout_s: float) -> None:
+        """End every conversation, cutting off those that take longer than `timeout_s`."""
+        self.stop_accepting()
+        for session in self._sessions.values():
+            session.stop()
+        tasks = [*self._sessions, *self._turned_away]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=timeout_s)
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                connection, _ = self._listener.socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _SHORTAGES:
+                    raise
+                log.warning("cannot accept connections for want of resources: %s", error.strerror)
+                self.stop_accepting()
+                self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self.start)
+                return
+            self._take(connection)
+
+    def _take(self, connection: socket.socket) -> None:
+        limits = self._admission.limits
+        try:
+            peer = peer_of(connection)
+        except OSError:
+            connection.close()
+            return
+        stream = Stream(
+            connection,
+            max_write_buffer_bytes=limits.max_write_buffer_bytes,
+            write_timeout_s=limits.write_timeout_s,
+        )
+        try:
+            self._admission.connect(peer.uid)
+        except WireError as error:
+            self._metrics.clients_rejected += 1
+            task = self._loop.create_task(_turn_away(stream, error))
+            self._turned_away.add(task)
+            task.add_done_callback(self._turned_away.discard)
+            return
+        session = Session(stream, peer, self._service, self._admission, self._metrics)
+        task = self._loop.create_task(self._serve(session, stream, peer.uid))
+        self._sessions[task] = session
+        task.add_done_callback(self._sessions.pop)
+
+    async def _serve(self, session: Session, stream: Stream, uid: int) -> None:
+        """Around one connection: one of the two places that catch everything."""
+        try:
+            await session.run()
+        except Exception:
+            log.exception("a connection of uid %d met a defect", uid)
+            self._metrics.connections_closed["internal"] += 1
+            error = WireError("internal", "The daemon met a defect; its log has the details.")
+            await _turn_away(stream, error)
+        finally:
+            stream.close()
+            self._admission.disconnect(uid)
+
+
+async def _turn_away(stream: Stream, error: WireError) -> None:
+    try:
+        await stream.send(encode(error.to_message()))
+        await stream.finish(FAREWELL_S)
+    except ConnectionLost:
+        stream.close()

@@ -1,0 +1,223 @@
+"""Where a request's audio comes from.
+
+A descriptor that was passed, a path of our own user's, or streamed bytes; never reads audio itself.
+
+Every system call that a hostile file system could hang (open, fstat, close) runs on a thread of its own,
+never on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import stat
+import threading
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sensevoiced.jobs import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_T = TypeVar("_T")
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+async def on_thread(
+    work: Callable[[], _T], timeout_s: float, dispose: Callable[[_T], None] = lambda _: None
+) -> _T:
+    """Run `work` on a new thread, for at most `timeout_s`. Raises JobError `timeout`.
+
+    A thread of its own, not a pool's: calls that hang must neither take the turns of others nor hold up the
+    exit of the process. Where nobody waits for the result any more it goes to `dispose`.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if future.done():
+            if error is None:
+                _dispose_later(dispose, result)
+        elif error is None:
+            future.set_result(result)  # type: ignore[arg-type]  # None only where _T is
+        else:
+            future.set_exception(error)
+
+    def main() -> None:
+        try:
+            result = work()
+        except (OSError, ValueError, JobError) as error:
+            outcome: tuple[_T | None, BaseException | None] = (None, error)
+        else:
+            outcome = (result, None)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=main, name="source", daemon=True).start()
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _or_dispose(future, dispose)
+    except TimeoutError:
+        raise JobError("timeout", f"The file's file system did not answer within {timeout_s:g} s.") from None
+
+
+async def _or_dispose(future: asyncio.Future[_T], dispose: Callable[[_T], None]) -> _T:
+    try:
+        return await future
+    except asyncio.CancelledError:
+        # The result may have come in the very turn in which we are cancelled.
+        if future.done() and not future.cancelled() and future.exception() is None:
+            _dispose_later(dispose, future.result())
+        raise
+
+
+def _dispose_later(dispose: Callable[[_T], None], result: Any) -> None:
+    threading.Thread(target=dispose, args=(result,), daemon=True).start()
+
+
+def close_later(fd: int) -> None:
+    """Close a stranger's descriptor off the loop.
+
+    The last close of a socket that lingers, or of a FUSE file, may block.
+    """
+    threading.Thread(target=os.close, args=(fd,), daemon=True).start()
+
+
+def examine(fd: int) -> int:
+    """Size in bytes of a readable regular file or memfd.
+
+    Anything else is closed, and JobError `bad_input` raised.
+    """
+    try:
+        flags, found = fcntl.fcntl(fd, fcntl.F_GETFL), os.fstat(fd)
+    except OSError as error:
+        refusal = f"The descriptor cannot be used: {error.strerror}."
+    else:
+        if flags & os.O_PATH or flags & os.O_ACCMODE == os.O_WRONLY:
+            refusal = "The descriptor is not open for reading."
+        elif stat.S_ISREG(found.st_mode):
+            return found.st_size
+        else:
+            kind = next((name for test, name in _KINDS if test(found.st_mode)), "of no kind that holds audio")
+            refusal = f"Only regular files can be transcribed, and this is {kind}."
+    close_later(fd)
+    raise JobError("bad_input", refusal)
+
+
+def open_path(path: str) -> tuple[int, int]:
+    """Open a file by name, for our own user only: (descriptor, size). Raises JobError.
+
+    O_NONBLOCK, because opening a FIFO would wait for a writer; O_NOCTTY, because a terminal would become
+    ours.
+    """
+    if not PurePath(path).is_absolute():
+        raise JobError(
+            "invalid_request", "path has to be absolute: the daemon's working directory is not yours."
+        )
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError as error:
+        raise JobError("not_found", f"The file cannot be opened: {error.strerror}.") from None
+    except ValueError:
+        raise JobError("not_found", "The file cannot be opened: its name holds a zero byte.") from None
+    return fd, examine(fd)
+
+
+class Upload:
+    """Streamed audio on its way to the front end: bounded bytes here, then a pipe.
+
+    The pipe's read end is the job's source. A reader that went away is no error here: the job's own end says
+    why.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """Make the pipe; `max_bytes` may wait on our side of it."""
+        self._loop = asyncio.get_running_loop()
+        self._max_bytes = max_bytes
+        self._waiting = bytearray()
+        self._finishing = False
+        self._room = asyncio.Event()
+        # The child's end blocks as children expect; ours does not: they are two open file descriptions.
+        self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._write_fd, False)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the client has sent all of it."""
+        return self._finishing
+
+    @property
+    def full(self) -> bool:
+        """Whether the client should be held back."""
+        return len(self._waiting) >= self._max_bytes
+
+    def take_source(self) -> int:
+        """The pipe's read end; the caller owns it from here on."""
+        fd, self._read_fd = self._read_fd, -1
+        return fd
+
+    def feed(self, data: bytes) -> None:
+        """Add audio; always taken, so ask `full` first."""
+        if self._write_fd < 0:
+            return
+        idle = not self._waiting
+        self._waiting += data
+        if idle:
+            self._flush()
+            if self._waiting:
+                self._loop.add_writer(self._write_fd, self._flush)
+
+    def finish(self) -> None:
+        """No audio will follow."""
+        self._finishing = True
+        if not self._waiting:
+            self._end()
+
+    async def room(self) -> None:
+        """Wait until the upload is no longer full."""
+        while self.full:
+            self._room.clear()
+            await self._room.wait()
+
+    def close(self) -> None:
+        """Drop what has not been handed on."""
+        self._end()
+        if self._read_fd >= 0:
+            os.close(self._read_fd)
+            self._read_fd = -1
+
+    def _flush(self) -> None:
+        try:
+            while self._waiting:
+                with memoryview(self._waiting) as view:
+                    written = os.write(self._write_fd, view)
+                del self._waiting[:written]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self._end()
+            return
+        if not self._waiting:
+            self._loop.remove_writer(self._write_fd)
+            if self._finishing:
+                self._end()
+        if not self.full:
+            self._room.set()
+
+    def _end(self) -> None:
+        self._waiting.clear()
+        self._room.set()
+        if self._write_fd >= 0:
+            self._loop.remove_writer(self._write_fd)
+            os.close(self._write_fd)
+            self._write_fd = -1

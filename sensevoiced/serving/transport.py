@@ -1,0 +1,196 @@
+"""One non-blocking Unix stream on the event loop: bytes and at most one descriptor in, bounded bytes out.
+
+Knows nothing of messages.
+
+asyncio's streams cannot receive descriptors, and socket.recv_fds drops its flags, so that descriptors would
+leak into children.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import os
+import select
+import socket
+
+from svctl.wire import ProtocolError, WireError
+
+RECEIVE_BYTES = 64 * 2**10
+"""Per recvmsg: what a Unix socket holds by default is about 200 KiB, and one connection's turn on the loop
+should be short."""
+
+_ONE_FD = socket.CMSG_LEN(array.array("i").itemsize)
+"""Exactly one descriptor: CMSG_SPACE would leave room for two, thanks to its padding. The kernel closes what
+does not fit."""
+
+
+class ConnectionLost(Exception):
+    """The peer is gone, or does not read; there is nobody to answer."""
+
+
+class Stream:
+    """A connected socket.
+
+    Reading happens only when asked for, so whoever stops asking holds the peer back.
+    """
+
+    def __init__(self, sock: socket.socket, *, max_write_buffer_bytes: int, write_timeout_s: float) -> None:
+        """Take the socket over."""
+        sock.setblocking(False)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._max_out = max_write_buffer_bytes
+        self._write_timeout_s = write_timeout_s
+        self._out = bytearray()
+        self._room = asyncio.Event()
+        self._lost = False
+
+    async def receive(self) -> tuple[bytes, int | None]:
+        """Wait for bytes, and the descriptor that came with them; `b""` at the end of the stream.
+
+        The caller owns the descriptor. Raises ProtocolError for more than one, WireError `busy` where we had
+        none free to receive it, and ConnectionLost where the peer has gone.
+        """
+        while True:
+            try:
+                data, ancillary, flags, _ = self._sock.recvmsg(
+                    RECEIVE_BYTES, _ONE_FD, socket.MSG_CMSG_CLOEXEC
+                )
+            except (BlockingIOError, InterruptedError):
+                await self._readable()
+                continue
+            except OSError:
+                raise ConnectionLost from None
+            descriptors = _descriptors(ancillary)
+            if flags & socket.MSG_CTRUNC:
+                for fd in descriptors:
+                    os.close(fd)
+                if descriptors:
+                    raise ProtocolError("protocol", "More than one descriptor came with one message.")
+                raise WireError(
+                    "busy", "The daemon has no descriptor left to receive the file's.", retry_after_ms=1000
+                )
+            return data, descriptors[0] if descriptors else None
+
+    async def _readable(self) -> None:
+        ready = self._loop.create_future()
+        self._loop.add_reader(self._fd, _settle, ready)
+        try:
+            await ready
+        finally:
+            self._loop.remove_reader(self._fd)
+
+    async def send(self, frame: bytes) -> None:
+        """Queue a frame, waiting while the buffer is full.
+
+        Raises ConnectionLost where the peer has gone, or has left the buffer full for the write timeout.
+        """
+        while len(self._out) + len(frame) > self._max_out and not self._lost:
+            self._room.clear()
+            try:
+                async with asyncio.timeout(self._write_timeout_s):
+                    await self._room.wait()
+            except TimeoutError:
+                self._lose()
+        self._push(frame)
+        if self._lost:
+            raise ConnectionLost
+
+    def offer(self, frame: bytes) -> None:
+        """Queue a frame that may as well be dropped, as the next one tells the same and more.
+
+        Never takes the last half of the buffer.
+        """
+        if len(self._out) + len(frame) <= self._max_out // 2:
+            self._push(frame)
+
+    def _push(self, frame: bytes) -> None:
+        if self._lost:
+            return
+        waiting = bool(self._out)
+        self._out += frame
+        if not waiting:
+            self._flush()
+            if self._out:
+                self._loop.add_writer(self._fd, self._flush)
+
+    def _flush(self) -> None:
+        try:
+            while self._out:
+                with memoryview(self._out) as view:
+                    sent = self._sock.send(view)
+                del self._out[:sent]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:
+            self._lose()
+            return
+        if not self._out:
+            self._loop.remove_writer(self._fd)
+        self._room.set()
+
+    def _lose(self) -> None:
+        self._lost = True
+        self._out.clear()
+        self._room.set()
+        self._loop.remove_writer(self._fd)
+        # Whoever waits in `receive` learns of it as an end of stream.
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    async def hung_up(self) -> None:
+        """Wait until the peer has closed both directions, without reading and without minding a half-close.
+
+        An epoll that asks for nothing still reports EPOLLHUP, and is itself readable then: no polling, no
+        byte consumed.
+        """
+        with select.epoll() as watch:
+            watch.register(self._fd, 0)
+            gone = self._loop.create_future()
+            self._loop.add_reader(watch.fileno(), _settle, gone)
+            try:
+                await gone
+            finally:
+                self._loop.remove_reader(watch.fileno())
+
+    def stop_reading(self) -> None:
+        """Let `receive` return what has arrived and then the end of the stream.
+
+        The peer can still be answered.
+        """
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Give the peer up to `timeout_s` to take what is queued for it, then close."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._out and not self._lost:
+                    self._room.clear()
+                    await self._room.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Close at once; what is queued is lost."""
+        self._lost = True
+        self._out.clear()
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+            self._sock.close()
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return found.tolist()

@@ -1,0 +1,244 @@
+"""Reads the settings: TOML files, environment and flags into one validated Config.
+
+The only place that knows their order of precedence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sensevoiced.config import (
+    DEVICES,
+    ENGINES,
+    LOG_LEVELS,
+    PRECISIONS,
+    BatchLimits,
+    Config,
+    ConfigError,
+    FrontendConfig,
+    ServingConfig,
+    default_models_dir,
+    runtime_socket,
+)
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+SYSTEM_FILE = Path("/etc/sensevoice/sensevoiced.toml")
+USER_FILE = Path("sensevoice") / "sensevoiced.toml"
+"""Below $XDG_CONFIG_HOME, or ~/.config."""
+
+_SECTIONS: dict[str, type] = {"frontend": FrontendConfig, "batch": BatchLimits, "serving": ServingConfig}
+_CHOICES: dict[str, tuple[str, ...]] = {"precision": PRECISIONS, "engine": ENGINES, "log_level": LOG_LEVELS}
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+_PATHS = ("socket", "models_dir")
+_FLAGS = ("socket", "models_dir", "model", "vad", "device", "precision", "engine", "threads", "log_level")
+"""Settings that have a flag and an environment variable too; limits are for the file alone."""
+_ENVIRONMENT = {
+    name: "SENSEVOICE_SOCKET" if name == "socket" else f"SENSEVOICED_{name.upper()}" for name in _FLAGS
+}
+
+_ANY_S = (0.001, 10 * 24 * 3600.0)
+_BYTES = (4_096, 2**50)
+_RANGES: dict[str, tuple[float, float]] = {
+    "socket_mode": (0o600, 0o666),
+    "threads": (0, 1_024),
+    "load_timeout_s": _ANY_S,
+    "frontend.children": (1, 256),
+    "frontend.max_children": (1, 1_024),
+    "frontend.min_sample_rate_hz": (1, 16_000),
+    "frontend.max_sample_rate_hz": (16_000, 10_000_000),
+    "frontend.max_channels": (1, 1_024),
+    "frontend.max_spool_bytes": _BYTES,
+    "frontend.child_memory_bytes": (256 * 2**20, 2**50),
+    "frontend.child_cpu_s": (1, 10**7),
+    "frontend.max_utterance_s": (1.0, 60.0),
+    "frontend.max_whole_s": (1.0, 60.0),
+    "frontend.merge_length_s": (0.0, 60.0),
+    "frontend.merge_gap_s": (0.0, 60.0),
+    "batch.max_batch_frames": (1, 2**20),
+    "batch.max_batch_attention": (1, 2**40),
+    "batch.max_batch_utterances": (1, 4_096),
+    "batch.max_failures_in_a_row": (1, 10**6),
+    "serving.max_connections": (1, 10**6),
+    "serving.max_connections_per_uid": (1, 10**6),
+    "serving.max_jobs": (1, 10**6),
+    "serving.max_jobs_per_connection": (1, 10**6),
+    "serving.assumed_bytes_per_s": (1, 10**9),
+    "serving.max_outstanding_utterances": (1, 4_096),
+    "serving.max_write_buffer_bytes": (2 * 2**20, 2**40),
+    "serving.max_upload_buffer_bytes": _BYTES,
+    "serving.backlog": (1, 65_535),
+}
+"""What a number may be, both ends included; seconds that are not here may be anything above zero."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `serve` and `check-config`. Values are kept as text.
+
+    A wrong one gets the same sentence as in a file.
+    """
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="read this file instead of the system's and the user's")
+    add("--socket", metavar="PATH", help="Unix socket to listen at, unless systemd passes one")
+    add("--models-dir", metavar="FOLDER", help="where fetched models are")
+    add("--model", metavar="NAME", help="demo, a folder, or a fetched model's name")
+    add("--vad", metavar="NAME", help="auto, a folder, or a fetched model's name")
+    add("--device", metavar="DEVICE", help=DEVICES)
+    add("--precision", metavar="PRECISION", help=", ".join(PRECISIONS))
+    add("--engine", metavar="ENGINE", help=", ".join(ENGINES))
+    add("--threads", metavar="N", help="threads of the engine on CPU; 0: one per core")
+    add("--log-level", metavar="LEVEL", help=", ".join(LOG_LEVELS))
+
+
+def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Config:
+    """The configuration in force.
+
+    Flags over environment over the user's file over the system's over defaults.
+
+    `flags` are the values of `add_arguments` by name, None where not given. Raises ConfigError in one
+    sentence: where, which setting, what it takes.
+    """
+    values: dict[str, Any] = {"socket": runtime_socket(environ), "models_dir": default_models_dir(environ)}
+    for file, required in _files(flags.get("config"), environ):
+        table = _read(file, required=required)
+        _merge(values, table, str(file))
+    for name, variable in _ENVIRONMENT.items():
+        if environ.get(variable):
+            values[name] = _value(name, _from_text(name, environ[variable]), f"Environment: {variable}")
+    for name in _FLAGS:
+        text = flags.get(name)
+        if text is not None:
+            values[name] = _value(name, _from_text(name, text), f"--{name.replace('_', '-')}")
+    sections = {name: kind(**values.pop(name, {})) for name, kind in _SECTIONS.items()}
+    config = Config(**values, **sections)
+    _check_together(config)
+    return config
+
+
+def _files(named: str | None, environ: Mapping[str, str]) -> list[tuple[Path, bool]]:
+    if named is not None:
+        return [(Path(named), True)]
+    home = environ.get("XDG_CONFIG_HOME") or (
+        Path(environ["HOME"]) / ".config" if environ.get("HOME") else None
+    )
+    return [(SYSTEM_FILE, False), *([(Path(home) / USER_FILE, False)] if home else [])]
+
+
+def _read(file: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise ConfigError(f"{file}: there is no such file.") from None
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from None
+    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+        raise ConfigError(f"{file}: is not valid TOML: {error}.") from None
+
+
+def _merge(values: dict[str, Any], table: dict[str, Any], where: str) -> None:
+    for name, value in table.items():
+        if name in _SECTIONS:
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: {name} is a section, [{name}], not a value.")
+            section = values.setdefault(name, {})
+            for key, inner in value.items():
+                section[key] = _value(f"{name}.{key}", inner, f"{where}: {name}.{key}")
+        else:
+            values[name] = _value(name, value, f"{where}: {name}")
+
+
+def _from_text(name: str, text: str) -> str | int:
+    """Environment and flags are text; a number stays text where it is none, and is refused as such."""
+    return int(text) if name == "threads" and text.isascii() and text.isdigit() else text
+
+
+def _value(name: str, value: Any, where: str) -> Any:
+    """One setting, of the type its field has. Raises ConfigError."""
+    kind = _kind(name, where)
+    if name == "socket_mode" and isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
+        value = int(value, 8)
+    if kind == "float" and type(value) is int:
+        value = float(value)
+    if kind == "Path":
+        return _path(value, where)
+    if type(value).__name__ != kind:
+        wanted = {
+            "int": "a whole number",
+            "float": "a number",
+            "str": "text in quotes",
+            "bool": "true or false",
+        }[kind]
+        raise ConfigError(f"{where} takes {wanted}, not {value!r:.60}.")
+    if kind == "str":
+        _check_text(name, value, where)
+    elif kind in ("int", "float"):
+        low, high = _RANGES.get(name, _ANY_S)
+        if not low <= value <= high:  # also false for nan
+            shown = "{:04o}" if name == "socket_mode" else "{:g}"
+            raise ConfigError(
+                f"{where} takes {shown.format(low)} to {shown.format(high)}, not {shown.format(value)}."
+            )
+    return value
+
+
+def _kind(name: str, where: str) -> str:
+    section, _, key = name.rpartition(".")
+    fields = {
+        field.name: str(field.type) for field in dataclasses.fields(_SECTIONS[section] if section else Config)
+    }
+    if key not in fields or key in _SECTIONS:
+        near = difflib.get_close_matches(key, fields, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise ConfigError(
+            f"{where} is no setting of {f'section [{section}]' if section else 'sensevoiced'}{hint}"
+        )
+    return fields[key]
+
+
+def _path(value: Any, where: str) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ConfigError(f"{where} takes a path, not {value!r:.60}.")
+    return Path(value).expanduser()
+
+
+def _check_text(name: str, value: str, where: str) -> None:
+    choices = _CHOICES.get(name)
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{where} takes one of {', '.join(choices)}, not {value!r:.60}.")
+    if name == "device" and not _DEVICE.fullmatch(value):
+        raise ConfigError(f"{where} takes {DEVICES}, not {value!r:.60}.")
+    if not value:
+        raise ConfigError(f"{where} is empty.")
+
+
+def _check_together(config: Config) -> None:
+    """What no setting shows alone."""
+    if config.frontend.children > config.frontend.max_children:
+        raise ConfigError(
+            f"frontend.children ({config.frontend.children}) is above "
+            f"frontend.max_children ({config.frontend.max_children})."
+        )
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Names of the settings that differ, sections spelled out."""
+    names = []
+    for field in dataclasses.fields(Config):
+        before, after = getattr(old, field.name), getattr(new, field.name)
+        if before != after and field.name in _SECTIONS:
+            inner = dataclasses.fields(before)
+            names += [
+                f"{field.name}.{f.name}" for f in inner if getattr(before, f.name) != getattr(after, f.name)
+            ]
+        elif before != after:
+            names.append(field.name)
+    return names

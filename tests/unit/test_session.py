@@ -1,0 +1,277 @@
+"""One connection's conversation, with a service that does as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import socket
+import threading
+
+import pytest
+from harness.fakes import recognised
+from harness.wire_client import WireClient, memfd
+
+from sensevoiced.config import ServingConfig
+from sensevoiced.jobs import Decoded, JobError, Options, Timings, Word
+from sensevoiced.metrics import Metrics
+from sensevoiced.serving.admission import Admission
+from sensevoiced.serving.listener import Peer
+from sensevoiced.serving.service import Segment
+from sensevoiced.serving.session import Session
+from sensevoiced.serving.transport import Stream
+from svctl.wire import WireError
+
+STRANGER = Peer(pid=1, uid=65533, gid=65533)
+SELF = Peer(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid())
+
+
+class Transcript:
+    """Yields what it was given; waits where it meets an event."""
+
+    def __init__(self, source_fd, steps):
+        self._source_fd, self._steps = source_fd, steps
+        self.decoded_s, self.recognised_s = 12.34567, 4.0
+        self.decoded = Decoded(7.0004, truncated=True)
+        self.timings = Timings(queued_s=0.25)
+        self.closed = 0
+
+    async def __aiter__(self):
+        for step in self._steps:
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            elif isinstance(step, Exception):
+                raise step
+            else:
+                yield step
+
+    async def aclose(self):
+        self.closed += 1
+        if self.closed == 1:
+            os.close(self._source_fd)
+
+
+class Service:
+    """Serving's Service, by script."""
+
+    def __init__(self, steps=()):
+        self.steps = steps
+        self.asked = []
+        self.accepting = True
+        self.model = "scripted"
+        self.reload_answer = "Nothing to apply."
+
+    async def ready(self):
+        pass
+
+    def transcribe(self, source_fd, options, *, label):
+        self.asked.append((options, label))
+        return Transcript(source_fd, self.steps)
+
+    async def status(self):
+        return {"state": "scripted"}
+
+    async def reload(self):
+        if isinstance(self.reload_answer, Exception):
+            raise self.reload_answer
+        return self.reload_answer
+
+
+class Running:
+    """A session on a loop of its own thread, and a client at its other end."""
+
+    def __init__(self, service, peer=SELF, **limits):
+        self.service, self.metrics = service, Metrics()
+        self.admission = Admission(dataclasses.replace(ServingConfig(), **limits), lambda: None)
+        ours, theirs = socket.socketpair()
+        self.error = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._main, args=(ours, peer))
+        self._thread.start()
+        self.client = WireClient(theirs)
+
+    def _main(self, sock, peer):
+        async def run():
+            stream = Stream(sock, max_write_buffer_bytes=2**21, write_timeout_s=5.0)
+            self.session = Session(stream, peer, self.service, self.admission, self.metrics)
+            try:
+                await self.session.run()
+            finally:
+                stream.close()
+
+        try:
+            self._loop.run_until_complete(run())
+        except* RuntimeError as error:
+            self.error = error
+
+    def call(self, function):
+        self._loop.call_soon_threadsafe(function)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        self._loop.close()
+
+
+SEGMENT = Segment(
+    0,
+    1.23456,
+    3.0,
+    dataclasses.replace(
+        recognised({"say": "hello world", "seconds": 1.0}, Options()),
+        words=(Word("hello", 0.0, 0.1234), Word("world", 0.5, 1.0)),
+    ),
+)
+
+
+def test_segments_and_done_carry_rounded_numbers_and_times_of_the_recording():
+    """Milliseconds, six digits of a score, words in the recording's time."""
+    with Running(Service([SEGMENT])) as running:
+        segment, done = running.client.ask(9, memfd(b"x"), label="a.wav", language="yue", itn=False)
+    assert (segment["start"], segment["end"], segment["index"]) == (1.235, 3.0, 0)
+    assert segment["language_score"] == 0.987654
+    assert segment["words"] == [
+        {"word": "hello", "start": 1.235, "end": 1.358},
+        {"word": "world", "start": 1.735, "end": 2.235},
+    ]
+    assert (done["duration"], done["segments"], done["truncated"], done["model"]) == (
+        7.0,
+        1,
+        True,
+        "scripted",
+    )
+    assert done["timings"]["queued_s"] == 0.25
+    assert done["timings"]["total_s"] > 0
+    assert running.service.asked == [(Options(language="yue", itn=False), "a.wav")]
+    assert running.metrics.jobs_done == 1
+    assert running.admission.jobs == 0
+
+
+def test_progress_is_told_of_long_requests_only():
+    """A request that is over at once has none; one that takes its time tells how far it is."""
+    gate = asyncio.Event()
+    with Running(Service([SEGMENT])) as running:
+        running.client.transcribe(1, memfd(b"x"))
+        assert [running.client.receive()["type"] for _ in range(2)] == ["segment", "done"]
+        running.service.steps = [SEGMENT, gate, SEGMENT]
+        running.client.transcribe(2, memfd(b"x"))
+        assert running.client.receive()["type"] == "segment"
+        assert running.client.receive() == {
+            "type": "progress",
+            "id": 2,
+            "decoded_s": 12.346,
+            "recognised_s": 4.0,
+        }
+        running.call(gate.set)
+        assert running.client.events(2)[-1]["type"] == "done"
+
+
+@pytest.mark.parametrize("code", ["bad_input", "too_long", "timeout", "internal"])
+def test_a_parts_error_is_the_requests_terminal_event(code):
+    """What was recognised before it is delivered, and the code and the sentence arrive."""
+    with Running(Service([SEGMENT, JobError(code, "As it is.")])) as running:
+        segment, error = running.client.ask(1, memfd(b"x"))
+        assert segment["type"] == "segment"
+        assert (error["code"], error["message"]) == (code, "As it is.")
+    assert (running.metrics.jobs_failed, running.metrics.jobs_done) == (1, 0)
+
+
+def test_a_defect_ends_the_connection_and_is_raised():
+    """It is no request's error: the server answers `internal` and logs it."""
+    with Running(Service([RuntimeError("defect")])) as running:
+        running.client.transcribe(1, memfd(b"x"))
+        running.client.until_closed()
+    assert running.error is not None
+    assert running.admission.jobs == 0
+
+
+def test_only_root_and_the_daemons_user_reload():
+    """Everybody may ask for status; settings are the owner's."""
+    with Running(Service(), STRANGER) as running:
+        assert running.client.status() == {"state": "scripted"}
+        running.client.send({"type": "reload", "id": 4})
+        error = running.client.receive()
+        assert (error["code"], error["id"]) == ("forbidden", 4)
+    for peer in (SELF, Peer(1, 0, 0)):
+        with Running(Service(), peer) as running:
+            running.client.send({"type": "reload", "id": 4})
+            assert running.client.receive() == {"type": "reloaded", "id": 4, "message": "Nothing to apply."}
+            running.service.reload_answer = WireError("config", "Wrong.")
+            running.client.send({"type": "reload", "id": 5})
+            assert (error := running.client.receive())["code"] == "config"
+            assert error["id"] == 5
+
+
+def test_f20_a_strangers_path_is_refused_before_anything_else():
+    """Nothing is opened, nothing is asked of the service; root is a stranger too, where we are not root."""
+    peers = [STRANGER] if os.geteuid() == 0 else [STRANGER, Peer(1, 0, 0)]
+    for peer in peers:
+        with Running(Service([SEGMENT]), peer) as running:
+            assert running.client.ask(1, source="path", path="/etc/hostname")[-1]["code"] == "forbidden"
+        assert running.service.asked == []
+
+
+def test_streamed_audio_reaches_the_service_in_order_and_ends():
+    """The service reads exactly what was sent, from a descriptor of its own."""
+    heard = []
+
+    class Listening(Service):
+        def transcribe(self, source_fd, options, *, label):
+            def read():
+                while data := os.read(source_fd, 65536):
+                    heard.append(data)
+
+            class Reading(Transcript):
+                async def __aiter__(self):
+                    await asyncio.to_thread(read)
+                    yield SEGMENT
+
+            return Reading(source_fd, ())
+
+    pieces = [bytes([n]) * 200_000 for n in range(20)]
+    with Running(Listening(), max_upload_buffer_bytes=100_000) as running:
+        running.client.transcribe(1, source="stream")
+        for piece in pieces:
+            running.client.send({"type": "audio", "id": 1, "data": piece})
+        running.client.send({"type": "end", "id": 1})
+        assert running.client.events(1)[-1]["type"] == "done"
+    assert b"".join(heard) == b"".join(pieces)
+
+
+def test_abandoned_uploads_are_forgotten_in_the_end():
+    """A client that gives up a thousand uploads costs a bounded memory of them."""
+    with Running(Service([asyncio.Event()])) as running:
+        for request in range(1_500):
+            running.client.transcribe(request, source="stream")
+            running.client.send({"type": "cancel", "id": request})
+            assert running.client.events(request)[-1]["code"] == "cancelled"
+        assert len(running.session._orphans) <= 1_024
+        running.client.send({"type": "audio", "id": 1_499, "data": b"late"})
+        assert running.client.ping()["type"] == "pong"
+
+
+def test_a_stopping_daemon_takes_no_new_requests():
+    """`shutting_down`, worth trying again elsewhere or later."""
+    service = Service([SEGMENT])
+    service.accepting = False
+    with Running(service) as running:
+        (error,) = running.client.ask(1, memfd(b"x"))
+        assert (error["code"], error["retryable"]) == ("shutting_down", True)
+
+
+def test_stop_answers_what_is_unfinished_and_ends():
+    """Every open request gets its terminal event."""
+    with Running(Service([asyncio.Event()])) as running:
+        for request in (1, 2):
+            running.client.transcribe(request, memfd(b"x"))
+        running.client.ping()
+        running.call(running.session.stop)
+        messages = running.client.until_closed()
+        assert sorted((message["id"], message["code"]) for message in messages) == [
+            (1, "shutting_down"),
+            (2, "shutting_down"),
+        ]
