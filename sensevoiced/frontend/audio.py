@@ -1,0 +1,248 @@
+"""Any recording in, blocks of 16 kHz mono out, streaming with bounded memory.
+
+Must never import torch, nor open a path or a URL.
+
+libsndfile decodes what is lossless and libav the rest, so that every decoder is the one whose output people
+know (see resample.py). Samples are on the 16-bit grid in the end: the models were trained on 16-bit audio,
+FunASR gets it from files, and FSMN-VAD's decisions in near-silence depend on it. So a file and the same sound
+piped as a 16-bit WAV give the same transcript.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile
+
+from sensevoiced.frontend.libav import UNREADABLE, LibavDecoder
+from sensevoiced.frontend.resample import Resampler
+from sensevoiced.frontend.source import FileSource, SpooledSource, open_source
+from sensevoiced.jobs import SAMPLE_RATE_HZ, JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from sensevoiced.config import FrontendConfig
+    from sensevoiced.frontend.resample import Samples
+    from sensevoiced.frontend.source import Source
+
+    Floats = NDArray[np.float32]
+
+BLOCK_S = 8.0
+"""Audio per block from a file: 30 ms of work, so a job that is called off ends soon, and long enough for
+large matrix products."""
+STREAM_BLOCK_S = 0.25
+"""Audio per block from a stream: what a live speaker waits at most."""
+MAX_READ_VALUES = 2**21
+"""Values (samples x channels) per read: 8 MiB of float32, whatever rate and channels a header claims."""
+NO_AUDIO = "The recording holds no audio: there is a header, and not one sample after it."
+LOSSY = frozenset({"VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"})
+"""libsndfile's subtypes that libav decodes instead."""
+INT16_SUBTYPES = frozenset(
+    {
+        "PCM_16",
+        "PCM_S8",
+        "PCM_U8",
+        "ULAW",
+        "ALAW",
+        "IMA_ADPCM",
+        "MS_ADPCM",
+        "GSM610",
+        "G721_32",
+        "G723_24",
+        "G723_40",
+        "ALAC_16",
+    }
+)
+"""Subtypes whose samples 16 bits hold without loss."""
+_UNKNOWN_SAMPLES = 2**62
+"""libsndfile says 2^63 - 1 when a header does not tell the length."""
+_PLACEHOLDER_BYTES = 0x7FFF_0000
+"""Chunk sizes from here on stand for "not known yet" in the headers that recorders and pipes write."""
+_MAX_AMPLITUDE = 1e6
+"""Far above full scale; keeps sums finite when a float file holds absurd values."""
+
+
+class Recording:
+    """One recording being decoded: iterate blocks() once, then read `truncated` and `samples`."""
+
+    def __init__(self, fd: int, limits: FrontendConfig, *, stop_fd: int | None = None) -> None:
+        """Borrow `fd` (see source.open_source for what it may be).
+
+        JobError(bad_input) when it is nothing to read.
+        """
+        self._limits = limits
+        self._source = open_source(fd, stop_fd=stop_fd, max_spool_bytes=limits.max_spool_bytes)
+        self.truncated = False
+        """The recording breaks off or is damaged; what could be read was given."""
+        self.samples = 0
+        """16 kHz samples given so far."""
+
+    def blocks(self) -> Iterator[Floats]:
+        """Give 16 kHz mono samples in -1..1, on the 16-bit grid, in blocks of up to a few seconds.
+
+        Raises JobError: bad_input (nothing readable, odd rate or channels), too_long; source.Stopped for a
+        stream called off.
+        """
+        resampler: Resampler | None = None
+        for piece, rate in self.decoded():
+            mono = mix_down(finite(piece))
+            kind = (rate, mono.shape[1], mono.dtype)
+            if resampler is None or resampler.kind != kind:
+                if resampler is not None:
+                    yield from self._give(resampler.finish())
+                resampler = Resampler(*kind)
+            yield from self._give(resampler.accept(mono))
+        if resampler is None:
+            raise JobError("bad_input", NO_AUDIO)
+        yield from self._give(resampler.finish())
+
+    def decoded(self) -> Iterator[tuple[Samples, int]]:
+        """Give the recording as it is.
+
+        Pieces of samples x channels (int16 or float32) with their rate in Hz.
+        """
+        file = self._open_libsndfile()
+        given = False
+        if file is not None:
+            with file:
+                for piece, rate in self._libsndfile(file):
+                    given = True
+                    yield piece, rate
+            if isinstance(self._source, FileSource):
+                self._source.seek(0)
+        if not given:
+            # libav also gets what libsndfile opened and found nothing in, such as FLAC with blocks of varying
+            # size.
+            try:
+                yield from self._libav(self._source)
+            except JobError as error:
+                self._settle_failure()
+                if file is not None and error.message == UNREADABLE:
+                    raise JobError("bad_input", NO_AUDIO) from error
+                raise
+        self._settle_failure()
+
+    def _settle_failure(self) -> None:
+        """Raise what ended the source early, or note that the file could not be read to its end."""
+        failure = self._source.failure
+        if isinstance(failure, OSError):
+            self.truncated = True
+        elif failure is not None:
+            raise failure
+
+    def _give(self, samples: Floats) -> Iterator[Floats]:
+        if not samples.size:
+            return
+        self.samples += samples.size
+        if self.samples > self._limits.max_duration_s * SAMPLE_RATE_HZ:
+            raise self._too_long()
+        yield samples
+
+    def _too_long(self) -> JobError:
+        hours = self._limits.max_duration_s / 3600
+        return JobError(
+            "too_long", f"The recording is longer than {hours:g} h, which is the limit: split it."
+        )
+
+    def _check(self, rate: int, channels: int) -> None:
+        limits = self._limits
+        if not limits.min_sample_rate_hz <= rate <= limits.max_sample_rate_hz:
+            raise JobError(
+                "bad_input",
+                f"The recording claims a sample rate of {rate} Hz: "
+                f"from {limits.min_sample_rate_hz} to {limits.max_sample_rate_hz} Hz is accepted.",
+            )
+        if not 1 <= channels <= limits.max_channels:
+            raise JobError(
+                "bad_input",
+                f"The recording claims {channels} channels: up to {limits.max_channels} are accepted.",
+            )
+
+    def _open_libsndfile(self) -> soundfile.SoundFile | None:
+        if not isinstance(self._source, FileSource):
+            # libsndfile has to seek.
+            return None
+        try:
+            file = soundfile.SoundFile(self._source)
+        except (soundfile.SoundFileError, TypeError):
+            # TypeError: what it takes for headerless samples, which nobody can guess.
+            self._source.seek(0)
+            return None
+        if file.subtype in LOSSY:
+            file.close()
+            self._source.seek(0)
+            return None
+        return file
+
+    def _libsndfile(self, file: soundfile.SoundFile) -> Iterator[tuple[Samples, int]]:
+        rate, channels = file.samplerate, file.channels
+        self._check(rate, channels)
+        known = file.frames < _UNKNOWN_SAMPLES
+        if known and file.frames > self._limits.max_duration_s * rate:
+            raise self._too_long()
+        dtype = "int16" if file.subtype in INT16_SUBTYPES else "float32"
+        size = max(1, min(int(BLOCK_S * rate), MAX_READ_VALUES // channels))
+        read = 0
+        while True:
+            try:
+                piece = file.read(size, dtype=dtype, always_2d=True)
+            except soundfile.SoundFileError:
+                self.truncated = True
+                break
+            if not len(piece):
+                break
+            read += len(piece)
+            yield piece, rate
+        if read and ((known and read < file.frames) or _claims_more(file)):
+            self.truncated = True
+
+    def _libav(self, source: Source) -> Iterator[tuple[Samples, int]]:
+        decoder = LibavDecoder(source, self._check)
+        streamed = not isinstance(source, FileSource | SpooledSource)
+        try:
+            yield from decoder.blocks(STREAM_BLOCK_S if streamed else BLOCK_S)
+            if decoder.format == "ogg" and isinstance(source, FileSource) and not _ogg_ends(source):
+                self.truncated = True
+        finally:
+            self.truncated = self.truncated or decoder.damaged
+            decoder.close()
+
+
+def mix_down(piece: Samples) -> Samples:
+    """Leave one and two channels to the resampler (which averages two) and average more of them here."""
+    channels = piece.shape[1]
+    if channels <= 2:  # noqa: PLR2004 - stereo
+        return piece
+    scale = np.float32((1 if piece.dtype == np.float32 else 1 / 32768) / channels)
+    mono: Floats = piece.astype(np.float32, copy=False) @ np.full((channels, 1), scale)
+    return mono
+
+
+def finite(piece: Samples) -> Samples:
+    """Replace what is not a number by silence, and bound the rest."""
+    if piece.dtype == np.int16 or np.abs(piece).max(initial=0.0) <= _MAX_AMPLITUDE:
+        return piece
+    return np.nan_to_num(piece, nan=0.0, posinf=0.0, neginf=0.0).clip(-_MAX_AMPLITUDE, _MAX_AMPLITUDE)
+
+
+def _claims_more(file: soundfile.SoundFile) -> bool:
+    """Say whether the audio chunk was meant to be longer than the file: libsndfile notes that in its log."""
+    found = re.search(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    return found is not None and int(found.group(2)) < int(found.group(1)) < _PLACEHOLDER_BYTES
+
+
+def _ogg_ends(source: FileSource) -> bool:
+    """Say whether the last page of an Ogg stream says that it is the last (RFC 3533, header type flag 4)."""
+    longest_page_bytes = 65_307
+    source.seek(max(0, source.size - longest_page_bytes))
+    tail = source.read(longest_page_bytes) or b""
+    page = tail.rfind(b"OggS")
+    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
+
+
+__all__ = ["NO_AUDIO", "UNREADABLE", "Recording", "finite", "mix_down"]

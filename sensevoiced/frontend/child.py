@@ -1,0 +1,180 @@
+"""One front-end child seen from the parent: starting it, handing it a job, noticing its end.
+
+Must never import numpy or torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sensevoiced.frontend.channel import MAX_CONTROL_BYTES, pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_ENVIRONMENT = {
+    # One core each: the pool scales by children, and threads of one would only take turns with the others'.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # Two arenas instead of eight per core: freed blocks go back, and RLIMIT_AS is not spent on reservations.
+    "MALLOC_ARENA_MAX": "2",
+    "LC_ALL": "C.UTF-8",
+    "PYTHONPATH": str(_PACKAGE_ROOT),
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "TZ")
+"""Nothing else of the daemon's environment goes to a process that reads strangers' bytes."""
+
+
+class Child:
+    """A front-end process and the two descriptors that tell of it (control socket and pidfd)."""
+
+    def __init__(
+        self,
+        setup: Mapping[str, Any],
+        *,
+        on_idle: Callable[[Child], None],
+        on_exit: Callable[[Child], None],
+    ) -> None:
+        """Start the process; `on_idle` is called when it can take a job, `on_exit` once when it has ended.
+
+        Raises OSError.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._on_idle = on_idle
+        self._on_exit = on_exit
+        self.failure: str | None = None
+        """Why it could not start, or ended, in its own words."""
+        self.ready = False
+        self.jobs = 0
+        """Jobs handed to it so far."""
+        self.busy = False
+        self.killed = False
+        """It was told to end at once; what it still says does not count."""
+        self.settling = False
+        """Its job is over, and it will say that it is free in a moment."""
+        self.idle_since_s = time.monotonic()
+        self.exited = asyncio.Event()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._control.setblocking(False)
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "sensevoiced.frontend.worker",
+                str(theirs.fileno()),
+                str(os.getpid()),
+            ]
+            environment = {name: os.environ[name] for name in _INHERITED if name in os.environ} | _ENVIRONMENT
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                )
+            except OSError:
+                self._control.close()
+                raise
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._control.send(pack({"type": "setup", **setup}))
+        self._loop.add_reader(self._control, self._read_control)
+        self._loop.add_reader(self._pidfd, self._reap)
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        return self._process.returncode
+
+    def give(self, message: Mapping[str, Any], recording: int, job: int) -> None:
+        """Hand a job and copies of its two descriptors to this idle child.
+
+        Raises OSError when the child is gone.
+        """
+        self.busy = True
+        self.jobs += 1
+        socket.send_fds(self._control, [pack(message)], [recording, job])
+
+    def end(self) -> None:
+        """Ask an idle child to end: it reads an end of file."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+
+    def kill(self) -> None:
+        """End the process now; `on_exit` follows."""
+        self.killed = True
+        if self._process.returncode is None:
+            # The pidfd cannot mean another process, as a reused number could.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def rss_bytes(self) -> int:
+        """Resident memory; 0 when the process has ended."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
+        except (OSError, IndexError):
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _read_control(self) -> None:
+        try:
+            data = self._control.recv(MAX_CONTROL_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            # The end itself is told by the pidfd.
+            self._loop.remove_reader(self._control)
+            return
+        try:
+            message = unpack(data)
+        except ValueError:
+            self.kill()
+            return
+        if message["type"] == "failed":
+            self.failure = str(message.get("message"))
+            return
+        if self.killed:
+            return
+        self.ready = True
+        self.busy = self.settling = False
+        self.idle_since_s = time.monotonic()
+        self._on_idle(self)
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self._loop.remove_reader(self._control)
+        self._drain()
+        self._process.wait()
+        os.close(self._pidfd)
+        self._control.close()
+        self.busy = False
+        self.exited.set()
+        self._on_exit(self)
+
+    def _drain(self) -> None:
+        # Its last words (`failed`) may come together with its end.
+        with contextlib.suppress(OSError, ValueError):
+            while data := self._control.recv(MAX_CONTROL_BYTES):
+                message = unpack(data)
+                if message["type"] == "failed":
+                    self.failure = str(message.get("message"))

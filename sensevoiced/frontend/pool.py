@@ -1,0 +1,280 @@
+"""The parent's side of the front end: children kept warm, jobs handed to them, their utterances read.
+
+Must never import numpy or torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sensevoiced.config import ConfigError
+from sensevoiced.frontend.child import Child
+from sensevoiced.frontend.run import FrontendRun, crash_sentence
+from sensevoiced.jobs import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sensevoiced.config import FrontendConfig
+    from sensevoiced.jobs import Options
+    from sensevoiced.models import AsrModel, FrontendSpec, VadModel
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILED_STARTS = 3
+"""Children in a row that end before they are ready; after that something is wrong that another start will not
+cure."""
+STOP_GRACE_S = 1.0
+"""A child that is still busy so long after its job was called off is killed; it looks up after every block of
+audio (30 ms)."""
+END_GRACE_S = 2.0
+"""What an idle child gets to end by itself when the pool closes: less than any service manager allows us."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSnapshot:
+    """One child, for `svctl status`."""
+
+    pid: int
+    rss_bytes: int
+    busy: bool
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """The pool, for `svctl status`; the counters count from its start."""
+
+    children: tuple[ChildSnapshot, ...]
+    waiting: int
+    """Jobs that wait for a child."""
+    started: int
+    crashed: int
+    """Children that ended in a job, by a signal or an error of their own."""
+    timeouts: int
+    """Children killed because nothing came from them for decode_timeout_s."""
+    stopped: int
+    """Jobs called off by us before their end."""
+
+
+class FrontendPool:
+    """Runs recordings through child processes: start(), then utterances() for each, then close()."""
+
+    def __init__(
+        self,
+        config: FrontendConfig,
+        asr: AsrModel,
+        vad: VadModel,
+        *,
+        vad_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Describe the work.
+
+        `vad_options` are FSMN-VAD options under FunASR's names over those of the model's config.yaml.
+        """
+        self.config = config
+        self._setup = {
+            "limits": asdict(config),
+            "spec": _fields(asr.frontend),
+            "vad_spec": _fields(vad.frontend),
+            "vad_weights": str(vad.weights),
+            "vad_config": {name: vad.config[name] for name in ("model_conf", "encoder_conf")},
+            "vad_asked": dict(vad_options or {}),
+        }
+        self._children: list[Child] = []
+        self._idle: list[Child] = []
+        self._waiting: deque[asyncio.Future[Child]] = deque()
+        self._closing = False
+        self._failed_starts = 0
+        self._failure = "the processes that read audio do not start"
+        self._started = self._crashed = self._timeouts = self._stopped = 0
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Start the children and wait until all are warm.
+
+        ConfigError with their own words when they cannot.
+        """
+        for _ in range(self.config.children):
+            self._spawn()
+        while not self._failed_starts and not all(child.ready for child in self._children):
+            self._changed.clear()
+            await self._changed.wait()
+        if self._failed_starts:
+            await self.close()
+            raise ConfigError(f"The front end cannot start: {self._failure}.")
+
+    async def close(self) -> None:
+        """End all children.
+
+        Jobs still running get JobError(shutting_down), or what their child had sent before.
+        """
+        self._closing = True
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(_shutting_down())
+        self._waiting.clear()
+        children = list(self._children)
+        for child in children:
+            if child.busy or not child.ready:
+                child.kill()
+            else:
+                child.end()
+        for child in children:
+            try:
+                await asyncio.wait_for(child.exited.wait(), END_GRACE_S)
+            except TimeoutError:
+                child.kill()
+                await child.exited.wait()
+
+    def utterances(self, source_fd: int, options: Options, *, label: str) -> FrontendRun:
+        """Take over `source_fd` (it is closed in every case) and give a run that yields its utterances.
+
+        `label` names the recording in nothing but the run's repr: children never learn it.
+        """
+        return FrontendRun(self, source_fd, options, label)
+
+    def snapshot(self) -> PoolSnapshot:
+        """Say what the pool is doing now."""
+        return PoolSnapshot(
+            children=tuple(
+                ChildSnapshot(child.pid, child.rss_bytes(), child.busy, child.jobs)
+                for child in self._children
+            ),
+            waiting=sum(not future.done() for future in self._waiting),
+            started=self._started,
+            crashed=self._crashed,
+            timeouts=self._timeouts,
+            stopped=self._stopped,
+        )
+
+    async def acquire(self) -> Child:
+        """Wait for a child that can take a job; the longest waiting job gets the next. For FrontendRun."""
+        if self._closing:
+            raise _shutting_down()
+        if self._idle:
+            return self._idle.pop()
+        future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._grow()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._hand_on(future.result())
+            raise
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(future)
+
+    def timed_out(self, child: Child) -> None:
+        """Kill a child from which nothing came. For FrontendRun."""
+        self._timeouts += 1
+        child.kill()
+
+    def called_off(self, child: Child) -> None:
+        """See to it that a child whose job was called off becomes free, or is replaced. For FrontendRun."""
+        self._stopped += 1
+        job = child.jobs
+
+        def insist() -> None:
+            if child.busy and child.jobs == job:
+                child.kill()
+
+        asyncio.get_running_loop().call_later(STOP_GRACE_S, insist)
+
+    def _spawn(self) -> None:
+        self._started += 1
+        self._children.append(Child(self._setup, on_idle=self._hand_on, on_exit=self._ended))
+
+    def _grow(self) -> None:
+        coming = sum(not child.ready or child.settling for child in self._children)
+        waiting = sum(not future.done() for future in self._waiting)
+        if waiting > coming and len(self._children) < self.config.max_children:
+            self._try_spawn()
+
+    def _try_spawn(self) -> None:
+        try:
+            self._spawn()
+        except OSError as error:
+            self._failed_starts += 1
+            self._failure = f"no process can be started ({os.strerror(error.errno or 0)})"
+            self._give_up()
+
+    def _hand_on(self, child: Child) -> None:
+        """Take a child that is free: to the job that waits longest, or to the idle ones."""
+        self._failed_starts = 0
+        self._changed.set()
+        if child.exited.is_set():
+            return
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(child)
+                return
+        self._idle.append(child)
+        if len(self._children) > self.config.children:
+            asyncio.get_running_loop().call_later(self.config.idle_child_s, self._retire)
+
+    def _retire(self) -> None:
+        """End what has been idle for too long, as far as there are more children than are kept warm."""
+        now = time.monotonic()
+        for child in list(self._idle):
+            if len(self._children) <= self.config.children:
+                return
+            if now - child.idle_since_s >= self.config.idle_child_s:
+                self._idle.remove(child)
+                child.end()
+
+    def _ended(self, child: Child) -> None:
+        self._children.remove(child)
+        if child in self._idle:
+            self._idle.remove(child)
+        self._changed.set()
+        if self._closing:
+            return
+        if not child.ready:
+            self._failed_starts += 1
+            self._failure = (
+                child.failure or f"a process ended with status {child.returncode} before it was ready"
+            )
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            self._give_up()
+            return
+        if len(self._children) < self.config.children:
+            self._try_spawn()
+        self._grow()
+
+    def _give_up(self) -> None:
+        # The next job tries again: what is wrong now (no memory, no process) may pass.
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(JobError("internal", f"The front end cannot start: {self._failure}."))
+
+    def crashed(self, child: Child) -> JobError:
+        """Count a child that ended in the middle of a job, and say what its client is told.
+
+        For FrontendRun.
+        """
+        if self._closing:
+            return _shutting_down()
+        self._crashed += 1
+        logger.warning(
+            "front-end child %d ended in a job: %s", child.pid, child.failure or f"status {child.returncode}"
+        )
+        return JobError("bad_input", crash_sentence(child.returncode, self.config.child_cpu_s))
+
+
+def _fields(spec: FrontendSpec) -> dict[str, Any]:
+    return {**asdict(spec), "cmvn": str(spec.cmvn)}
+
+
+def _shutting_down() -> JobError:
+    return JobError("shutting_down", "The daemon is stopping: try again when it is back.")

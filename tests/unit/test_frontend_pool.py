@@ -1,0 +1,575 @@
+"""The front end's processes: recordings in, utterances out, and nothing left behind whatever happens."""
+
+import asyncio
+import contextlib
+import io
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from harness.energy_vad import speech, write_models
+
+from sensevoiced.config import ConfigError, FrontendConfig
+from sensevoiced.frontend.pool import FrontendPool
+from sensevoiced.jobs import JobError, Options
+
+NOT_DECODABLE = {"beets_full.wma", "cmu_goforward.raw", "gcp_brooklyn.raw", "hf_test_audio_16000.pcm"}
+"""A file whose audio is missing, and three without a header."""
+
+
+def memfd(samples, rate=16000, form="WAV"):
+    """Give a descriptor of an in-memory file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=form)
+    fd = os.memfd_create("recording")
+    os.write(fd, buffer.getvalue())
+    return fd
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Describe a front end whose VAD goes by energy."""
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def run(models):
+    """Run a scenario on an event loop that lives as long as the pool that most tests share."""
+    with asyncio.Runner() as runner:
+        yield runner.run
+        if (pool := _shared.pop("pool", None)) is not None:
+            runner.run(pool.close())
+
+
+_shared = {}
+
+
+@contextlib.asynccontextmanager
+async def sharing(models):
+    """Use the pool of two children that starts once for all; afterwards it has to be as it was."""
+    if "pool" not in _shared:
+        pool = FrontendPool(FrontendConfig(children=2, max_children=2), *models)
+        await pool.start()
+        _shared["pool"] = pool
+    pool = _shared["pool"]
+    before = descriptors()
+    yield pool
+    await until(lambda: idle(pool))
+    assert descriptors() == before
+    assert pool.snapshot().crashed == 0
+
+
+@contextlib.asynccontextmanager
+async def running(models, **limits):
+    """Run a pool of its own; afterwards no process, descriptor or task of it may be left."""
+    before = descriptors()
+    pool = FrontendPool(FrontendConfig(**{"children": 1, "max_children": 1, **limits}), *models)
+    await pool.start()
+    pids = [child.pid for child in pool.snapshot().children]
+    try:
+        yield pool
+    finally:
+        pids += [child.pid for child in pool.snapshot().children]
+        await pool.close()
+    assert descriptors() == before
+    assert not [pid for pid in pids if exists(pid)]
+
+
+def descriptors():
+    """Count this process's open descriptors."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def drain(job):
+    """Read a job to its end."""
+    return [utterance async for utterance in job]
+
+
+async def until(condition, limit_s=10.0):
+    """Wait for a condition that other processes bring about."""
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110 - no event of ours tells of other processes
+            await asyncio.sleep(0.005)
+
+
+def idle(pool):
+    """Say whether no child has a job."""
+    return not any(child.busy for child in pool.snapshot().children)
+
+
+def times(utterances):
+    """Give start and end of each."""
+    return [(utterance.start_s, utterance.end_s) for utterance in utterances]
+
+
+def test_a_recording_becomes_utterances_with_features(models, run):
+    """Two stretches of noise give two utterances, indexed from 0, with LFR 7/6 features."""
+
+    async def scenario():
+        async with sharing(models) as pool:
+            job = pool.utterances(memfd(speech(2.0, 3.0, 1.0, 3.0)), Options(), label="two")
+            found = await drain(job)
+            assert job.decoded.duration_s == 9.0
+            assert job.decoded_s == 9.0
+            assert not job.decoded.truncated
+            assert job.decoded.decode_s > 0
+            assert job.decoded.vad_s > 0
+        return found
+
+    first, second = run(scenario())
+    assert (first.index, second.index) == (0, 1)
+    assert first.start_s == 0.0
+    assert first.end_s == pytest.approx(2.1, abs=0.1)
+    assert second.start_s == pytest.approx(4.85, abs=0.15)
+    for utterance in (first, second):
+        frames = round((utterance.end_s - utterance.start_s) * 100) - 2
+        assert (utterance.frames, utterance.dim) == (-(-frames // 6), 560)
+        features = np.frombuffer(utterance.features, np.float32).reshape(utterance.frames, 560)
+        assert np.isfinite(features).all()
+
+
+def test_a_long_segment_is_cut_to_30_s(models, run):
+    """Seventy seconds of noise become utterances of at most 30 s that touch."""
+
+    async def scenario():
+        async with sharing(models) as pool:
+            return await drain(pool.utterances(memfd(speech(70.0)), Options(), label="long"))
+
+    found = times(run(scenario()))
+    assert all(end - start <= 30.0 for start, end in found)
+    assert found[0][0] == 0.0
+    assert found[-1][1] == pytest.approx(70.0, abs=0.1)
+    assert sum(end - start for start, end in found) == pytest.approx(70.0, abs=0.1)
+
+
+def test_without_vad_the_whole_is_one_utterance_of_limited_length(models, run):
+    """VAD off gives one utterance of everything, and a sentence beyond max_whole_s."""
+
+    async def scenario():
+        async with running(models, max_whole_s=10.0) as pool:
+            job = pool.utterances(memfd(speech(1.0, 4.0)), Options(vad=False), label="whole")
+            (utterance,) = await drain(job)
+            assert (utterance.start_s, utterance.end_s) == (0.0, 5.0)
+            assert utterance.frames == -(-498 // 6)
+            with pytest.raises(JobError) as caught:
+                await drain(pool.utterances(memfd(speech(11.0)), Options(vad=False), label="long"))
+            assert caught.value.code == "too_long"
+            assert "10 s" in caught.value.message
+
+    run(scenario())
+
+
+def test_silence_and_almost_nothing_give_no_utterance(models, run):
+    """Silence, one sample and 10 ms are recordings without speech, not errors."""
+
+    async def scenario():
+        async with sharing(models) as pool:
+            for samples in (np.zeros(50_000, np.int16), speech(1.0)[:1], speech(1.0)[:160]):
+                job = pool.utterances(memfd(samples), Options(), label="silence")
+                assert await drain(job) == []
+                assert job.decoded.duration_s == len(samples) / 16000
+
+    run(scenario())
+
+
+def test_jobs_run_at_the_same_time_and_do_not_mix(models, run):
+    """Eight recordings at once over two children give what each gives alone, byte for byte."""
+    recordings = [speech(0.5 + 0.3 * n, 2.5, 1.0 + 0.1 * n, 1.0, seed=n) for n in range(8)]
+
+    async def scenario():
+        async with sharing(models) as pool:
+            alone = [
+                await drain(pool.utterances(memfd(samples), Options(), label="")) for samples in recordings
+            ]
+            runs = [pool.utterances(memfd(samples), Options(), label="") for samples in recordings]
+            assert await asyncio.gather(*map(drain, runs)) == alone
+
+    run(scenario())
+
+
+def test_a_job_that_nobody_reads_does_not_hold_up_others(models, run):
+    """With both children held back by readers that stopped, a third serves the next; later it is ended."""
+    long = np.concatenate([speech(10.0, 3.0, seed=n) for n in range(20)])
+
+    async def scenario():
+        async with running(models, children=2, max_children=3, idle_child_s=0.05) as pool:
+            stalled = [pool.utterances(memfd(long), Options(), label="long") for _ in range(2)]
+            firsts = [await anext(job) for job in stalled]
+            assert all(utterance.index == 0 for utterance in firsts)
+            assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label="short"))) == 1
+            assert len(pool.snapshot().children) == 3
+            rests = [await drain(job) for job in stalled]
+            assert all(len(rest) == 19 for rest in rests)
+            await until(lambda: len(pool.snapshot().children) == 2)
+
+    run(scenario())
+
+
+def test_a_child_blocks_while_nobody_reads(models, run):
+    """A reader that stops holds the child back: it decodes no further than its socket's buffer."""
+    long = np.concatenate([speech(20.0, 3.0, seed=n) for n in range(40)])
+
+    async def scenario():
+        async with sharing(models) as pool:
+            job = pool.utterances(memfd(long), Options(), label="long")
+            await anext(job)
+            (busy,) = [child for child in pool.snapshot().children if child.busy]
+
+            def cpu():
+                return Path(f"/proc/{busy.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+
+            last = None
+            async with asyncio.timeout(10):
+                while cpu() != last:
+                    last = cpu()
+                    await asyncio.sleep(0.3)
+            assert job.decoded_s < 100
+            await job.aclose()
+
+    run(scenario())
+
+
+def test_a_killed_child_costs_its_own_job_only(models, run):
+    """Kill -9 in the middle of a job gives bad_input for it, one more crash, and a pool of the same size."""
+
+    async def scenario():
+        async with running(models, children=2, max_children=2) as pool:
+            reader, writer = os.pipe()
+            victim = pool.utterances(reader, Options(), label="victim")
+            task = asyncio.create_task(drain(victim))
+            await until(lambda: not idle(pool))
+            (busy,) = [child.pid for child in pool.snapshot().children if child.busy]
+            os.kill(busy, signal.SIGKILL)
+            with pytest.raises(JobError) as caught:
+                await task
+            os.close(writer)
+            assert caught.value.code == "bad_input"
+            assert "SIGKILL" in caught.value.message
+            assert pool.snapshot().crashed == 1
+            await until(lambda: len(pool.snapshot().children) == 2)
+            assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label="next"))) == 1
+
+    run(scenario())
+
+
+def test_a_child_killed_while_idle_is_replaced_unnoticed(models, run):
+    """Children that die between jobs are replaced; the next recordings are served."""
+
+    async def scenario():
+        async with running(models, children=2, max_children=2) as pool:
+            for child in pool.snapshot().children:
+                os.kill(child.pid, signal.SIGKILL)
+            assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label="next"))) == 1
+            assert pool.snapshot().crashed == 0
+
+    run(scenario())
+
+
+def test_a_stalled_source_times_out(models, run):
+    """F22: a pipe from which nothing comes ends in timeout after the deadline, and its child is replaced."""
+
+    async def scenario():
+        async with running(models, decode_timeout_s=0.3) as pool:
+            reader, writer = os.pipe()
+            job = pool.utterances(reader, Options(), label="stalled")
+            with pytest.raises(JobError) as caught:
+                await drain(job)
+            os.close(writer)
+            assert caught.value.code == "timeout"
+            assert pool.snapshot().timeouts == 1
+            assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label="next"))) == 1
+
+    run(scenario())
+
+
+def test_a_slow_reader_is_no_stalled_source(models, run):
+    """The deadline counts the child's silence only: one held back by its reader is not killed."""
+
+    async def scenario():
+        async with running(models, decode_timeout_s=2.0) as pool:
+            long = np.concatenate([speech(10.0, 3.0, seed=n) for n in range(10)])
+            job = pool.utterances(memfd(long), Options(), label="slow")
+            await anext(job)
+            begun = time.monotonic()
+            await until(lambda: time.monotonic() - begun > 2.5)
+            assert len(await drain(job)) == 9
+            assert pool.snapshot().timeouts == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("how", ["close", "cancel the task", "cancel from outside", "drop"])
+def test_a_job_called_off_frees_its_child(models, how, run):
+    """Ended in any way, a job leaves a warm child that takes the next one; nothing is killed for it."""
+
+    async def scenario():
+        async with running(models, children=1, max_children=1) as pool:
+            (child,) = pool.snapshot().children
+            reader, writer = os.pipe()
+            job = pool.utterances(reader, Options(), label="called off")
+            task = asyncio.create_task(drain(job))
+            await until(lambda: not idle(pool))
+            if how == "cancel the task":
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            elif how == "drop":
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                del job
+            else:
+                await (job.aclose() if how == "close" else asyncio.to_thread(lambda: None))
+                job.cancel()
+                with pytest.raises(JobError) as caught:
+                    await task
+                assert caught.value.code == "cancelled"
+            await until(lambda: idle(pool))
+            os.close(writer)
+            assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label="next"))) == 1
+            assert [again.pid for again in pool.snapshot().children] == [child.pid]
+            assert pool.snapshot().stopped == 1
+
+    run(scenario())
+
+
+def test_a_working_child_drops_its_job_between_blocks(models, run):
+    """A job called off in the middle of twenty minutes of audio ends without being killed."""
+    long = np.tile(speech(10.0, 3.0), 92)
+
+    async def scenario():
+        async with running(models, children=1, max_children=1) as pool:
+            job = pool.utterances(memfd(long), Options(), label="long")
+            await anext(job)
+            begun = time.monotonic()
+            await job.aclose()
+            await until(lambda: idle(pool))
+            print(f"free after {(time.monotonic() - begun) * 1000:.0f} ms")
+            assert pool.snapshot().stopped == 1
+            assert len(pool.snapshot().children) == 1
+
+    run(scenario())
+
+
+def test_a_waiting_job_can_be_called_off(models, run):
+    """A job that still waits for a child leaves the queue, and its descriptor is closed."""
+
+    async def scenario():
+        async with running(models, children=1, max_children=1) as pool:
+            reader, writer = os.pipe()
+            holder = asyncio.create_task(drain(pool.utterances(reader, Options(), label="holder")))
+            await until(lambda: not idle(pool))
+            fd = memfd(speech(1.0))
+            waiting = pool.utterances(fd, Options(), label="waiting")
+            task = asyncio.create_task(drain(waiting))
+            await until(lambda: pool.snapshot().waiting == 1)
+            waiting.cancel()
+            with pytest.raises(JobError) as caught:
+                await task
+            assert caught.value.code == "cancelled"
+            assert pool.snapshot().waiting == 0
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+            os.close(writer)
+            with pytest.raises(JobError):
+                await holder
+
+    run(scenario())
+
+
+def test_a_run_that_is_never_begun_closes_its_descriptor(models, run):
+    """Dropping a run without iterating it leaks nothing (counted by the pool's own check)."""
+
+    async def scenario():
+        async with sharing(models) as pool:
+            pool.utterances(memfd(speech(1.0)), Options(), label="never")
+            closed = pool.utterances(memfd(speech(1.0)), Options(), label="closed")
+            await closed.aclose()
+            assert await drain(closed) == []
+
+    run(scenario())
+
+
+def test_a_stream_is_served_while_it_comes(models, run):
+    """The first utterance of a pipe arrives while the pipe is still open."""
+    samples = speech(1.0, 4.0, 1.0, 1.0)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 16000, format="WAV")
+    data = buffer.getvalue()
+
+    async def scenario():
+        async with sharing(models) as pool:
+            reader, writer = os.pipe()
+            job = pool.utterances(reader, Options(), label="live")
+            sender = asyncio.create_task(asyncio.to_thread(os.write, writer, data[: 44 + 2 * 16000 * 5]))
+            first = await anext(job)
+            assert first.start_s == 0.0
+            await sender
+            await asyncio.to_thread(os.write, writer, data[44 + 2 * 16000 * 5 :])
+            os.close(writer)
+            (second,) = await drain(job)
+            assert second.index == 1
+            assert job.decoded.duration_s == 7.0
+
+    run(scenario())
+
+
+def test_closing_the_pool_ends_running_and_waiting_jobs(models, run):
+    """Jobs in work and in the queue get shutting_down, and so does one that comes later."""
+
+    async def scenario():
+        async with running(models, children=1, max_children=1) as pool:
+            reader, writer = os.pipe()
+            tasks = [asyncio.create_task(drain(pool.utterances(reader, Options(), label="running")))]
+            await until(lambda: not idle(pool))
+            tasks.append(
+                asyncio.create_task(drain(pool.utterances(memfd(speech(1.0)), Options(), label="queued")))
+            )
+            await until(lambda: pool.snapshot().waiting == 1)
+            await pool.close()
+            tasks.append(
+                asyncio.create_task(drain(pool.utterances(memfd(speech(1.0)), Options(), label="late")))
+            )
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [result.code for result in results] == ["shutting_down"] * 3
+            os.close(writer)
+
+    run(scenario())
+
+
+def test_a_cpu_hog_is_ended_by_its_limit(models, run):
+    """The CPU limit of a job is enforced by the kernel, and its client is told which it was."""
+    long = np.tile(speech(10.0, 3.0), 200)
+
+    async def scenario():
+        async with running(models, child_cpu_s=1) as pool:
+            with pytest.raises(JobError) as caught:
+                await drain(pool.utterances(memfd(long), Options(), label="hog"))
+            assert caught.value.code == "bad_input"
+            assert "1 s of CPU" in caught.value.message
+
+    run(scenario())
+
+
+def look(pid):
+    """Give what /proc says of a process: where its descriptors lead, its environment, its mapped files."""
+    process = Path(f"/proc/{pid}")
+    links = [str(link.readlink()) for link in (process / "fd").iterdir()]
+    return links, (process / "environ").read_bytes(), (process / "maps").read_text()
+
+
+def exists(pid):
+    """Say whether there is such a process."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_children_are_confined(models, run):
+    """A child may write no file, dump no core, open few descriptors, and inherits none of the daemon's."""
+
+    async def scenario():
+        async with sharing(models) as pool:
+            child, *_ = pool.snapshot().children
+            limits = {
+                kind: resource.prlimit(child.pid, getattr(resource, kind))
+                for kind in ("RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NOFILE", "RLIMIT_AS")
+            }
+            assert limits["RLIMIT_FSIZE"] == limits["RLIMIT_CORE"] == (0, 0)
+            assert limits["RLIMIT_NOFILE"][1] <= 64
+            assert limits["RLIMIT_AS"] == (FrontendConfig().child_memory_bytes,) * 2
+            links, environment, maps = look(child.pid)
+            assert sum(link.startswith("socket:") for link in links) == 1
+            assert b"NOTIFY_SOCKET" not in environment
+            assert b"HOME=" not in environment
+            assert child.rss_bytes < 200 * 2**20
+            assert "torch" not in maps
+
+    run(scenario())
+
+
+def test_children_die_with_their_parent(models, tmp_path, run):
+    """A parent that is killed leaves no child behind."""
+    program = f"""
+import asyncio, os, pickle, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from sensevoiced.config import FrontendConfig
+from sensevoiced.frontend.pool import FrontendPool
+models = pickle.loads({__import__("pickle").dumps(models)!r})
+async def main():
+    pool = FrontendPool(FrontendConfig(children=2), *models)
+    await pool.start()
+    print(*[child.pid for child in pool.snapshot().children], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+
+    async def scenario():
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+        )
+        output, _ = await process.communicate()
+        pids = [int(word) for word in output.split()]
+        assert len(pids) == 2
+
+        def gone(pid):
+            with contextlib.suppress(FileNotFoundError):
+                return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+            return True
+
+        await until(lambda: all(map(gone, pids)))
+
+    run(scenario())
+
+
+def test_weights_that_cannot_be_read_stop_the_start(models, tmp_path, run):
+    """A damaged VAD model is a ConfigError with the child's own sentence, and no child stays."""
+    from dataclasses import replace
+
+    asr, vad = models
+    (tmp_path / "bad.pt").write_bytes(b"not a checkpoint")
+
+    async def scenario():
+        before = descriptors()
+        pool = FrontendPool(FrontendConfig(children=2), asr, replace(vad, weights=tmp_path / "bad.pt"))
+        with pytest.raises(ConfigError, match=r"bad\.pt is not a checkpoint"):
+            await pool.start()
+        assert pool.snapshot().children == ()
+        assert descriptors() == before
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("folder", ["audio", "edge"])
+def test_every_real_file_gives_audio_or_a_sentence(shared_data, models, folder, run):
+    """All recordings decode; broken and hostile files decode or get one sentence; no child is lost."""
+    files = sorted(path for path in (shared_data / folder).rglob("*") if path.is_file())
+
+    async def scenario():
+        decoded, refused = {}, {}
+        async with sharing(models) as pool:
+            pids = {child.pid for child in pool.snapshot().children}
+            for path in files:
+                job = pool.utterances(os.open(path, os.O_RDONLY), Options(), label=path.name)
+                try:
+                    await drain(job)
+                    decoded[path.name] = job.decoded.duration_s
+                except JobError as error:
+                    refused[path.name] = error
+            await until(lambda: idle(pool))
+            assert pids <= {child.pid for child in pool.snapshot().children}
+        return decoded, refused
+
+    decoded, refused = run(scenario())
+    assert len(decoded) + len(refused) == len({path.name for path in files})
+    for error in refused.values():
+        assert error.code == "bad_input"
+        assert error.message.endswith(".")
+        assert "\n" not in error.message
+    if folder == "audio":
+        assert set(refused) == NOT_DECODABLE
+        assert all(duration > 0.4 for duration in decoded.values())
