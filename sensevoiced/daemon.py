@@ -47,7 +47,9 @@ WANTED_FILES = 65_536
 EX_SOFTWARE = 70
 
 _LIVE = ("log_level", "serving.")
-"""Settings that a reload applies; everything else is built into what is running."""
+"""Settings that a reload applies; everything else is built into what is running ..."""
+_NOT_LIVE = ("backlog", "max_outstanding_utterances")
+"""... and so are these two of `serving`: the kernel keeps the one, the backend the other."""
 _LOAD_FAILURES = (ImportError, OSError, RuntimeError, ValueError, LookupError, MemoryError)
 """What model files, devices and libraries are known to fail with; others are defects and keep their
 traceback."""
@@ -293,11 +295,15 @@ class Daemon:
 
     def _apply(self, new: Config) -> str:
         changed = differences(self._config, new)
-        live = [name for name in changed if name.startswith(_LIVE)]
-        later = [name for name in changed if name not in live]
-        self._admission.limits = new.serving
+        fixed = {name: getattr(self._config.serving, name) for name in _NOT_LIVE}
+        later = [
+            name for name in changed if not name.startswith(_LIVE) or name.removeprefix("serving.") in fixed
+        ]
+        live = [name for name in changed if name not in later]
+        serving = dataclasses.replace(new.serving, **fixed)
+        self._admission.limits = serving
         logs.set_level(new.log_level)
-        self._config = dataclasses.replace(self._config, serving=new.serving, log_level=new.log_level)
+        self._config = dataclasses.replace(self._config, serving=serving, log_level=new.log_level)
         said = [f"Applied: {', '.join(live)}." if live else "Nothing to apply."]
         if later:
             said.append(f"A restart is needed for: {', '.join(later)}.")

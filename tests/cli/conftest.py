@@ -8,12 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.daemon import DaemonProcess, wait_until
 from harness.fake_server import FakeServer
 
 import svctl as package
+from sensevoiced.config import ConfigError
+from sensevoiced.models import find_asr
 
 RUN_S = 300.0
 """No run takes a second; the machine may be busy with other things, and only a hang should fail."""
+LOAD_S = 300.0
+"""Importing torch and warming up take 5 s; a machine that trains a model beside may need many times that."""
 
 
 @pytest.fixture
@@ -79,3 +84,29 @@ def serve(tmp_path):
 def server(serve):
     """A daemon that transcribes every file as the text that it holds."""
     return serve()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """A real daemon with the demo model, as `make demo` starts it."""
+    try:
+        find_asr("demo", Path("/nonexistent"))
+    except ConfigError as error:
+        pytest.skip(f"the demo model is not built: {error}")
+    command = [sys.executable, "-m", "sensevoiced", "serve", "--model", "demo", "--device", "cpu"]
+    process = DaemonProcess(tmp_path_factory.mktemp("demo"), command=command, ready=False)
+    try:
+        wait_until(
+            lambda: process.process.poll() is not None or "ready after" in process.text(), "ready", LOAD_S
+        )
+        yield process
+        assert process.stop() == 0
+    finally:
+        process.kill()
+    assert "Traceback" not in process.text()
+
+
+@pytest.fixture
+def ask_demo(svctl, demo):
+    """Run svctl against the daemon with the demo model."""
+    return lambda *words, **settings: svctl(*words, env={"SENSEVOICE_SOCKET": str(demo.socket)}, **settings)

@@ -5,18 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import sys
 from pathlib import Path
 
 import pytest
-from harness.daemon import DaemonProcess, script, wait_until
+from harness.daemon import DaemonProcess, script
 
 import sensevoiced
-from sensevoiced.config import ConfigError
-from sensevoiced.models import find_asr
 
-LOAD_S = 300.0
-"""Importing torch and warming up take 5 s; a machine that trains a model beside may need many times that."""
 SAMPLES = Path(sensevoiced.__file__).parent / "demo" / "samples"
 
 
@@ -29,36 +24,10 @@ def daemon(tmp_path_factory):
     assert "Traceback" not in process.text()
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A real daemon with the demo model, as `make demo` starts it."""
-    try:
-        find_asr("demo", Path("/nonexistent"))
-    except ConfigError as error:
-        pytest.skip(f"the demo model is not built: {error}")
-    command = [sys.executable, "-m", "sensevoiced", "serve", "--model", "demo", "--device", "cpu"]
-    process = DaemonProcess(tmp_path_factory.mktemp("demo"), command=command, ready=False)
-    try:
-        wait_until(
-            lambda: process.process.poll() is not None or "ready after" in process.text(), "ready", LOAD_S
-        )
-        yield process
-        assert process.stop() == 0
-    finally:
-        process.kill()
-    assert "Traceback" not in process.text()
-
-
 @pytest.fixture
 def ask(svctl, daemon):
     """Run svctl against the scripted daemon."""
     return lambda *words, **settings: svctl(*words, env={"SENSEVOICE_SOCKET": str(daemon.socket)}, **settings)
-
-
-@pytest.fixture
-def ask_demo(svctl, demo):
-    """Run svctl against the daemon with the demo model."""
-    return lambda *words, **settings: svctl(*words, env={"SENSEVOICE_SOCKET": str(demo.socket)}, **settings)
 
 
 def write(path, *lines):

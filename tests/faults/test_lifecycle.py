@@ -217,12 +217,12 @@ def test_f30_reload_says_what_it_did(start):
     """What is applied, what needs a restart, and what is wrong: to the client that asked."""
     daemon = start(settings="[serving]\nmax_jobs_per_connection = 1")
     with daemon.client() as client:
-        daemon.config.write_text('device = "cpu"\n[serving]\nmax_jobs_per_connection = 2\n')
+        daemon.config.write_text('device = "cpu"\n[serving]\nmax_jobs_per_connection = 2\nbacklog = 7\n')
         client.send({"type": "reload", "id": 1})
         answer = client.receive()
         assert (answer["type"], answer["id"]) == ("reloaded", 1)
         assert "Applied: serving.max_jobs_per_connection." in answer["message"]
-        assert "A restart is needed for: device." in answer["message"]
+        assert "A restart is needed for: device, serving.backlog." in answer["message"]
         for request in (2, 3):
             ask(client, request, script({"say": "x", "decode_gate": "go"}))
         daemon.open_gate("go")
