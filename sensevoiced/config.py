@@ -54,6 +54,9 @@ class FrontendConfig:
     """RLIMIT_AS of a child; decoders map libraries and buffers well below it."""
     child_cpu_s: int = 3600
     """CPU seconds one file may cost: 24 h of audio need about 350 s at 0.004 s per second."""
+    max_end_silence_time: int = 0
+    """FSMN-VAD's option under FunASR's name: ms of silence that end a segment. 0 is what FunASR 1.4.16 does
+    unasked, a schedule from 2,000 ms downwards as the segment grows."""
     max_utterance_s: float = 30.0
     """SenseVoiceSmall was trained on up to 30 s; attention memory grows with the square."""
     max_whole_s: float = 60.0

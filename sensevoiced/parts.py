@@ -92,6 +92,8 @@ def parts_of(config: Config) -> Parts:
     def make_frontend() -> Frontend:
         from sensevoiced.frontend.pool import FrontendPool  # noqa: PLC0415 - not before the socket listens
 
-        return FrontendPool(config.frontend, asr, vad)
+        asked = config.frontend.max_end_silence_time
+        vad_options = {"max_end_silence_time": asked} if asked else None
+        return FrontendPool(config.frontend, asr, vad, vad_options=vad_options)
 
     return Parts(model=asr.name, vad=vad.name, load_engine=load_engine, make_frontend=make_frontend)

@@ -58,6 +58,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "frontend.max_spool_bytes": _BYTES,
     "frontend.child_memory_bytes": (256 * 2**20, 2**50),
     "frontend.child_cpu_s": (1, 10**7),
+    "frontend.max_end_silence_time": (0, 10_000),
     "frontend.max_utterance_s": (1.0, 60.0),
     "frontend.max_whole_s": (1.0, 60.0),
     "frontend.merge_length_s": (0.0, 60.0),

@@ -37,7 +37,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
         "sensevoiced.frontend*",
         (
             *(*L0, "sensevoiced.models", "sensevoiced.frontend.*"),
-            *("numpy", "soundfile", "av", "soxr", "kaldi_native_fbank"),
+            *("numpy", "soundfile", "av"),
         ),
     ),
     # Engine: the scheduler is blind to models; only one module knows FunASR.
@@ -111,7 +111,7 @@ SVCTL_FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """Lowest first: within svctl a module imports from floors below its own."""
 
-HEAVY = ("torch", "numpy", "funasr", "av", "soundfile", "soxr", "kaldi_native_fbank", "sentencepiece")
+HEAVY = ("torch", "numpy", "funasr", "av", "soundfile", "sentencepiece")
 NEVER_REACH: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("svctl*", ("sensevoiced*", *HEAVY)),
     ("sensevoiced.frontend.pool", (*HEAVY, "sensevoiced.frontend.worker")),
