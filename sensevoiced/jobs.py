@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SAMPLE_RATE_HZ = 16_000
 """Everything past decoding is 16 kHz mono float32: what SenseVoiceSmall and FSMN-VAD were trained on."""
@@ -101,15 +101,6 @@ class Timings:
     frontend_s: float = 0.0
     engine_s: float = 0.0
     total_s: float = 0.0
-
-
-@dataclass(slots=True)
-class JobCounters:
-    """What one job has done so far."""
-
-    utterances_found: int = 0
-    utterances_done: int = 0
-    timings: Timings = field(default_factory=Timings)
 
 
 class JobError(Exception):

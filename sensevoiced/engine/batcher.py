@@ -73,10 +73,7 @@ class Batcher:
         self._stopping = False
         self._ended = False
         self._busy_s = 0.0
-        self._draining = False
         self._outstanding: set[Item] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     def start(self) -> None:
         """Start the engine thread; called once, from the running event loop that results go to."""
@@ -106,10 +103,8 @@ class Batcher:
 
         Cancelling the waiting task drops the utterance while it is queued, and throws its result away when it
         is already running. Raises JobError: `internal` where the model failed on it, `cancelled` after
-        `cancel`, `shutting_down` after `drain` or `stop`.
+        `cancel`, `shutting_down` after `stop`.
         """
-        if self._draining:
-            raise self._refusal()
         item = Item(job, (utterance, options), asyncio.get_running_loop().create_future())
         with self._changed:
             if self._stopping or self._ended:
@@ -117,7 +112,6 @@ class Batcher:
             self._waiting.put(item)
             self._changed.notify()
         self._outstanding.add(item)
-        self._idle.clear()
         try:
             return await item.future
         finally:
@@ -128,11 +122,6 @@ class Batcher:
         self._fail(
             [item for item in self._outstanding if item.job == job], "cancelled", "The job was cancelled."
         )
-
-    async def drain(self) -> None:
-        """Refuse new utterances from now on, and return once the accepted ones are answered."""
-        self._draining = True
-        await self._idle.wait()
 
     def stop(self, timeout_s: float = STOP_S) -> bool:
         """Refuse everything, fail what is left with `shutting_down`, and end the thread.
@@ -180,8 +169,6 @@ class Batcher:
         with self._changed:
             self._waiting.drop(item)
         self._outstanding.discard(item)
-        if not self._outstanding:
-            self._idle.set()
 
     def _fail(self, items: list[Item], code: str, message: str) -> None:
         for item in items:

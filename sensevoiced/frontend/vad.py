@@ -118,11 +118,6 @@ class VoiceDetector:
         self._endpoint = Endpointer(options, look_ahead=self._ahead)
 
     @property
-    def frames_done(self) -> int:
-        """Frames that have been decided on."""
-        return self._endpoint.frame
-
-    @property
     def open_start(self) -> int | None:
         """First frame of the segment that is open, if one is."""
         return self._endpoint.start if self._endpoint.open else None

@@ -300,27 +300,6 @@ def test_a_lost_engine_thread_fails_its_waiters_and_refuses_others():
     asyncio.run(scene())
 
 
-def test_drain_answers_what_was_accepted_and_refuses_the_rest():
-    """While draining, accepted utterances finish and new ones get `shutting_down`."""
-    model = FakeModel()
-
-    async def scene() -> None:
-        async with batching(model) as batcher:
-            tasks = [await busy(batcher, model)] + [ask(batcher, i) for i in (1, 2)]
-            await queued(batcher, 2)
-            draining = asyncio.ensure_future(batcher.drain())
-            await asyncio.sleep(0)
-            with pytest.raises(JobError) as refused:
-                await batcher.recognise(5, utterance(3), Options())
-            assert refused.value.code == "shutting_down"
-            assert not draining.done()
-            model.gate.set()
-            await draining
-            assert [outcome(task) for task in tasks] == ["text 0", "text 1", "text 2"]
-
-    asyncio.run(scene())
-
-
 def test_stop_fails_what_is_left_and_says_whether_the_thread_has_ended():
     """Stop answers all waiters with `shutting_down`, and reports a batch that is still running."""
     model = FakeModel()
