@@ -17,7 +17,7 @@ TOOLS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TOOLS))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TOOLS), os.environ.get("PYTHONPATH", "")])
 
-STEPS = 5000  # optimiser steps of the shipped model
+STEPS = 6200  # optimiser steps of the shipped model
 CLIPS = 30_000
 DEVELOPMENT_CLIPS = 500
 SEED = 20_261

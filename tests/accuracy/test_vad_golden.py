@@ -1,4 +1,4 @@
-"""FSMN-VAD on its real weights: FunASR's segments, from its published table and side by side."""
+"""FSMN-VAD has FunASR's segments: real weights by a golden table, real and demo weights side by side."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from sensevoiced.frontend.checkpoint import read_tensors
 from sensevoiced.frontend.fbank import Cmvn, Fbank
 from sensevoiced.frontend.fsmn import Fsmn
 from sensevoiced.frontend.vad import VadOptions, VoiceDetector
-from sensevoiced.models import find_vad
+from sensevoiced.models import DEMO_DIR, find_vad
 
 TOLERANCE_MS = 10
 HEADERLESS = (".raw", ".pcm")
@@ -43,10 +43,9 @@ def decode(path):
         os.close(fd)
 
 
-@pytest.fixture(scope="module")
-def segments(shared_data):
-    """Make a function from samples to segments in ms, with the real weights."""
-    vad = find_vad(str(shared_data / "fsmn_vad"), Path("/nonexistent"), beside=None)
+def segmenter(folder):
+    """Make a function from samples to segments in ms, with the weights in a folder."""
+    vad = find_vad(str(folder), Path("/nonexistent"), beside=None)
     net = Fsmn.from_tensors(vad.config["encoder_conf"], read_tensors(vad.weights))
     cmvn = Cmvn.read(vad.frontend.cmvn, vad.frontend.dim)
 
@@ -62,19 +61,28 @@ def segments(shared_data):
     return run
 
 
-@pytest.fixture(scope="module")
-def funasr_segments(shared_data):
+def funasr_segmenter(folder):
     """Make the same function of FunASR's own."""
     funasr = pytest.importorskip("funasr")
-    model = funasr.AutoModel(
-        model=str(shared_data / "fsmn_vad"), device="cpu", disable_update=True, disable_pbar=True
-    )
+    model = funasr.AutoModel(model=str(folder), device="cpu", disable_update=True, disable_pbar=True)
 
     def run(samples, **asked):
         (result,) = model.generate(input=samples.copy(), **asked)
         return result["value"]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def segments(shared_data):
+    """Ours, with the real weights."""
+    return segmenter(shared_data / "fsmn_vad")
+
+
+@pytest.fixture(scope="module")
+def funasr_segments(shared_data):
+    """FunASR's, with the real weights."""
+    return funasr_segmenter(shared_data / "fsmn_vad")
 
 
 def test_every_recording_of_the_golden_table_has_funasrs_segments(shared_data, segments):
@@ -120,3 +128,16 @@ def test_the_schedule_gives_funasrs_segments_over_minutes(shared_data, funasr_se
     exact_minutes = np.tile(parts[4], 5)[: 16_000 * 240]
     for samples in (dense, exact_minutes, exact_minutes[:-1], exact_minutes[: 16_000 * 60]):
         assert segments(samples) == funasr_segments(samples)
+
+
+@pytest.mark.funasr
+def test_the_demo_weights_give_funasrs_segments():
+    """The shipped clips, alone and all in a row, under the schedule and under explicit end silences."""
+    ours, theirs = segmenter(DEMO_DIR / "vad"), funasr_segmenter(DEMO_DIR / "vad")
+    clips = [decode(path) for path in sorted(DEMO_DIR.glob("samples/*.flac"))]
+    clips.append(np.concatenate(clips))
+    for asked in ({}, {"max_end_silence_time": 800}, {"max_end_silence_time": 500}):
+        for samples in clips:
+            expected = theirs(samples, **asked)
+            assert expected
+            assert ours(samples, **asked) == expected
