@@ -134,6 +134,7 @@ def bind(path: Path, mode: int, backlog: int) -> Listener:
     lock = None
     try:
         _prepare_folder(path.parent, mode)
+        _socket_at(path)  # before the lock file: a mistyped path leaves nothing behind
         lock = _lock(path)
         _clear(path)
         # The mode before bind is that of the file it makes: there is no moment in which it is open to all.
@@ -173,8 +174,11 @@ def _prepare_folder(folder: Path, socket_mode: int) -> None:
 
 
 def _lock(path: Path) -> int:
-    """Hold `<path>.lock`: of two daemons that start at once only one goes on to probe, unlink and bind."""
-    name = f"{path}.lock"
+    """Hold `.<name>.sensevoiced.lock` beside the socket: of two daemons only one goes on to probe and bind.
+
+    The file stays: removing it would let a third daemon lock a new one while a second holds the old.
+    """
+    name = path.with_name(f".{path.name}.sensevoiced.lock")
     fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,14 +190,22 @@ def _lock(path: Path) -> int:
     return fd
 
 
-def _clear(path: Path) -> None:
-    """Remove a stale socket of ours. Raises ListenError for everything else that is there."""
+def _socket_at(path: Path) -> os.stat_result | None:
+    """The socket that is at `path`, if any. Raises ListenError for everything else that is there."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
-        return
+        return None
     if not stat.S_ISSOCK(found.st_mode):
         raise ListenError(f"{path} exists and is not a socket; remove it, or choose another --socket.")
+    return found
+
+
+def _clear(path: Path) -> None:
+    """Remove a stale socket of ours. Raises ListenError for everything else that is there."""
+    found = _socket_at(path)
+    if found is None:
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_TIMEOUT_S)
         outcome = probe.connect_ex(str(path))

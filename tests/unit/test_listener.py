@@ -88,7 +88,7 @@ def test_f32_a_stale_socket_of_another_user_is_left_alone(path):
 
 @pytest.mark.parametrize("kind", ["file", "folder", "symlink", "fifo"])
 def test_f32_what_is_no_socket_is_never_removed(path, kind):
-    """A file, a folder, a link (even to a stale socket) and a FIFO stay where they are."""
+    """A file, a folder, a link (even to a stale socket) and a FIFO stay, and nothing comes beside them."""
     path.parent.mkdir()
     if kind == "file":
         path.write_text("precious")
@@ -99,10 +99,11 @@ def test_f32_what_is_no_socket_is_never_removed(path, kind):
     else:
         stale_socket(path.with_name("real"))
         path.symlink_to("real")
-    before = path.lstat()
+    before, beside = path.lstat(), sorted(path.parent.iterdir())
     with pytest.raises(ListenError, match="not a socket"):
         bind(path, 0o660, 16)
     assert path.lstat().st_ino == before.st_ino
+    assert sorted(path.parent.iterdir()) == beside
 
 
 def test_f32_a_folder_that_everybody_may_write_is_refused(path):

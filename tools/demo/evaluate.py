@@ -117,6 +117,10 @@ class Report:
             parts.sort(key=lambda part: order.index(part) if part in order else len(order))
             counts = (f"{p} {score.right[f'{name} {p}']}/{score.asked[f'{name} {p}']}" for p in parts)
             rows.append(f"| | {', '.join(counts)} |")
+            if name == "language":
+                asked = sum(score.asked[f"language {language}"] for language in LANGUAGES)
+                right = sum(score.right[f"language {language}"] for language in LANGUAGES)
+                rows.append(f"| language, where somebody speaks | {100 * right / asked:.1f} % of {asked} |")
         rows.append(f"| text where nothing is said | {score.false_text} of {score.silent} |")
         return "\n".join(rows)
 
