@@ -26,6 +26,12 @@ INSTALL_PIP_ARGS ?=
 # Empty where no systemd runs: then users, folders and units are only placed, not put into force.
 SYSTEMD ?= $(wildcard /run/systemd/system)
 LIVE = [ -z '$(DESTDIR)' ] && [ -n '$(SYSTEMD)' ] && [ "$$(id -u)" = 0 ]
+LIVE_USER = [ -z '$(DESTDIR)' ] && [ -n '$(SYSTEMD)' ] && [ -n "$$XDG_RUNTIME_DIR" ]
+
+# Where `make install-user` puts things instead: all of it below the home folder, where systemd --user and the daemon look.
+install-user uninstall-user: PREFIX = $(HOME)/.local
+install-user uninstall-user: CONFDIR = $(or $(XDG_CONFIG_HOME),$(HOME)/.config)/sensevoice
+install-user uninstall-user: USERUNITDIR = $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/systemd/user
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; \
 	sys.exit("sensevoiced needs Python 3.11 or later: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
@@ -38,7 +44,11 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev demo test test-slow check format accuracy install uninstall clean
+# The steps of an installation are prerequisites, and happen in the order they are named in.
+.NOTPARALLEL:
+.PHONY: help setup setup-dev demo test test-slow check format accuracy clean
+.PHONY: install install-user install-program install-user-units install-settings
+.PHONY: uninstall uninstall-user stop-system stop-user remove-program remove-user-units remove-settings
 
 help:
 	@echo 'make setup      environment in .venv with the daemon and svctl'
@@ -47,6 +57,7 @@ help:
 	@echo 'make check      lint, formatting, types, import layers'
 	@echo 'make accuracy   measure the demo model on held-out speech'
 	@echo 'make install    into PREFIX=$(PREFIX), with systemd units; uninstall takes it out again'
+	@echo 'make install-user   below your home, with units for systemctl --user; uninstall-user takes it out again'
 	@echo 'make clean      remove .venv and everything built'
 
 setup: $(STAMPS)/daemon
@@ -99,8 +110,24 @@ format: $(STAMPS)/dev
 accuracy: $(STAMPS)/dev
 	$(BIN)/python tools/accuracy.py
 
+install: install-program install-user-units install-settings
+	install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'
+	for unit in sensevoiced.socket sensevoiced.service; do \
+		sed 's|/usr/local/bin/|$(BINDIR)/|g' systemd/$$unit > '$(DESTDIR)$(UNITDIR)'/$$unit || exit 1; \
+	done
+	install -m 0644 systemd/sysusers.d/sensevoiced.conf '$(DESTDIR)$(SYSUSERSDIR)/sensevoiced.conf'
+	install -m 0644 systemd/tmpfiles.d/sensevoiced.conf '$(DESTDIR)$(TMPFILESDIR)/sensevoiced.conf'
+	@if $(LIVE); then systemd-sysusers '$(SYSUSERSDIR)/sensevoiced.conf' && \
+		systemd-tmpfiles --create '$(TMPFILESDIR)/sensevoiced.conf' && systemctl daemon-reload; fi
+	@echo 'next, as root: sensevoiced fetch; systemctl enable --now sensevoiced.socket; usermod -aG sensevoice USER'
+
+# Everything below the home folder, without root rights; nothing outside it is touched.
+install-user: install-program install-user-units install-settings
+	@if $(LIVE_USER); then systemctl --user daemon-reload || :; fi
+	@echo 'next: $(BINDIR)/sensevoiced fetch; systemctl --user enable --now sensevoiced.socket'
+
 # The package goes into an environment of its own by value (no -e): the checkout can be deleted afterwards.
-install:
+install-program:
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear '$(DESTDIR)$(LIBDIR)'
 	@$(CONSTRAINTS) > '$(DESTDIR)$(LIBDIR)/constraints.txt'
@@ -110,39 +137,51 @@ install:
 	@if [ -n '$(DESTDIR)' ]; then \
 		grep -rlIF '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(LIBDIR)/bin' '$(DESTDIR)$(LIBDIR)/pyvenv.cfg' \
 		| xargs -r sed -i 's|$(DESTDIR)$(LIBDIR)|$(LIBDIR)|g'; fi
-	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(USERUNITDIR)' \
-		'$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)' '$(DESTDIR)$(CONFDIR)'
+	install -d '$(DESTDIR)$(BINDIR)'
 	ln -sfn '$(LIBDIR)/bin/svctl' '$(DESTDIR)$(BINDIR)/svctl'
 	ln -sfn '$(LIBDIR)/bin/sensevoiced' '$(DESTDIR)$(BINDIR)/sensevoiced'
+
+install-user-units:
+	install -d '$(DESTDIR)$(USERUNITDIR)'
 	for unit in sensevoiced.socket sensevoiced.service; do \
-		sed 's|/usr/local/bin/|$(BINDIR)/|g' systemd/$$unit > '$(DESTDIR)$(UNITDIR)'/$$unit && \
 		sed 's|/usr/local/bin/|$(BINDIR)/|g' systemd/user/$$unit > '$(DESTDIR)$(USERUNITDIR)'/$$unit || exit 1; \
 	done
-	install -m 0644 systemd/sysusers.d/sensevoiced.conf '$(DESTDIR)$(SYSUSERSDIR)/sensevoiced.conf'
-	install -m 0644 systemd/tmpfiles.d/sensevoiced.conf '$(DESTDIR)$(TMPFILESDIR)/sensevoiced.conf'
+
+install-settings:
+	install -d '$(DESTDIR)$(CONFDIR)'
 	@if [ -e '$(DESTDIR)$(CONFDIR)/sensevoiced.toml' ]; then \
 		cmp -s systemd/sensevoiced.toml '$(DESTDIR)$(CONFDIR)/sensevoiced.toml' || { \
 			install -m 0644 systemd/sensevoiced.toml '$(DESTDIR)$(CONFDIR)/sensevoiced.toml.new' && \
 			echo 'kept $(CONFDIR)/sensevoiced.toml; what is new lies beside it as sensevoiced.toml.new'; }; \
 	else install -m 0644 systemd/sensevoiced.toml '$(DESTDIR)$(CONFDIR)/sensevoiced.toml'; fi
-	@if $(LIVE); then systemd-sysusers '$(SYSUSERSDIR)/sensevoiced.conf' && \
-		systemd-tmpfiles --create '$(TMPFILESDIR)/sensevoiced.conf' && systemctl daemon-reload; fi
-	@echo 'next: sensevoiced fetch, then systemctl enable --now sensevoiced.socket (both as root);'
-	@echo 'or for yourself alone: sensevoiced fetch, then systemctl --user enable --now sensevoiced.socket'
 
 # Models, and a configuration that was changed, stay: they are the user's.
-uninstall:
-	@if $(LIVE); then systemctl disable --now sensevoiced.socket sensevoiced.service || :; fi
-	rm -f '$(DESTDIR)$(BINDIR)/svctl' '$(DESTDIR)$(BINDIR)/sensevoiced'
+uninstall: stop-system remove-program remove-user-units remove-settings
 	rm -f '$(DESTDIR)$(UNITDIR)/sensevoiced.socket' '$(DESTDIR)$(UNITDIR)/sensevoiced.service'
-	rm -f '$(DESTDIR)$(USERUNITDIR)/sensevoiced.socket' '$(DESTDIR)$(USERUNITDIR)/sensevoiced.service'
 	rm -f '$(DESTDIR)$(SYSUSERSDIR)/sensevoiced.conf' '$(DESTDIR)$(TMPFILESDIR)/sensevoiced.conf'
+	@if $(LIVE); then systemctl daemon-reload; fi
+
+uninstall-user: stop-user remove-program remove-user-units remove-settings
+	@if $(LIVE_USER); then systemctl --user daemon-reload || :; fi
+
+stop-system:
+	@if $(LIVE); then systemctl disable --now sensevoiced.socket sensevoiced.service || :; fi
+
+stop-user:
+	@if $(LIVE_USER); then systemctl --user disable --now sensevoiced.socket sensevoiced.service || :; fi
+
+remove-program:
+	rm -f '$(DESTDIR)$(BINDIR)/svctl' '$(DESTDIR)$(BINDIR)/sensevoiced'
+	rm -rf '$(DESTDIR)$(LIBDIR)'
+
+remove-user-units:
+	rm -f '$(DESTDIR)$(USERUNITDIR)/sensevoiced.socket' '$(DESTDIR)$(USERUNITDIR)/sensevoiced.service'
+
+remove-settings:
 	rm -f '$(DESTDIR)$(CONFDIR)/sensevoiced.toml.new'
 	@if cmp -s systemd/sensevoiced.toml '$(DESTDIR)$(CONFDIR)/sensevoiced.toml'; then \
 		rm -f '$(DESTDIR)$(CONFDIR)/sensevoiced.toml'; fi
 	@rmdir '$(DESTDIR)$(CONFDIR)' 2>/dev/null || :
-	rm -rf '$(DESTDIR)$(LIBDIR)'
-	@if $(LIVE); then systemctl daemon-reload; fi
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -32,21 +32,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Without a verb it serves: options alone are options of `serve`.
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help", "--version")):
         words.insert(0, "serve")
-    arguments = _parser(words[0]).parse_args(words)
-    if arguments.verb == "fetch":
-        from sensevoiced import hub  # noqa: PLC0415 - the only code that goes to the network; never loaded to serve
-
-        return hub.run(arguments)
+    if words[0] == "fetch":
+        return _fetch(words)
+    arguments = _parser().parse_args(words)
     flags = {
         name: value for name, value in vars(arguments).items() if isinstance(value, str) and name != "verb"
     }
     try:
         config = settings.load(flags, os.environ)
+        from sensevoiced.parts import parts_of  # noqa: PLC0415 - reads YAML, which only the [daemon] extra brings
+
+        parts = parts_of(config)
         if arguments.verb == "check-config":
             return _check(config)
-        from sensevoiced.parts import parts_of  # noqa: PLC0415 - reads YAML, which check-config does not need
-
-        return serve(config, parts_of(config), reread=lambda: settings.load(flags, os.environ))
+        return serve(config, parts, reread=lambda: settings.load(flags, os.environ))
     except ConfigError as error:
         return _say(error, EX_CONFIG)
     except ModuleNotFoundError as error:
@@ -74,6 +73,14 @@ def serve(config: Config, parts: Parts, *, reread: Callable[[], Config]) -> int:
     return status
 
 
+def _fetch(words: Sequence[str]) -> int:
+    try:
+        from sensevoiced import hub  # noqa: PLC0415 - the only code that goes to the network; never loaded to serve
+    except ModuleNotFoundError as error:
+        return _say(f"{error}; fetching needs its extra: pip install 'sensevoiced[hub]'", EX_CONFIG)
+    return hub.run(_parser(hub.add_arguments).parse_args(words))
+
+
 def _leave(status: int) -> NoReturn:
     """End without waiting for the engine's thread.
 
@@ -96,21 +103,25 @@ def _check(config: Config) -> int:
     return 0
 
 
-def _parser(verb: str) -> argparse.ArgumentParser:
+def _parser(
+    add_fetch_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sensevoiced", description="Keeps a SenseVoice model loaded and serves it over a Unix socket."
+        prog="sensevoiced",
+        description="Keeps a SenseVoice model loaded and serves it over a Unix socket.",
+        epilog="Options such as --model and --socket belong to serve: see `sensevoiced serve --help`.",
     )
     parser.add_argument("--version", action="version", version=f"sensevoiced {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="{" + ",".join(VERBS) + "}")
     settings.add_arguments(verbs.add_parser("serve", help="serve (the default)"))
     settings.add_arguments(
-        verbs.add_parser("check-config", help="read the settings, say what is wrong with them, and end")
+        verbs.add_parser(
+            "check-config", help="read the settings, find the models, say what is wrong, and end"
+        )
     )
     fetch = verbs.add_parser("fetch", help="download a model")
-    if verb == "fetch":
-        from sensevoiced import hub  # noqa: PLC0415 - see main
-
-        hub.add_arguments(fetch)
+    if add_fetch_arguments is not None:
+        add_fetch_arguments(fetch)
     return parser
 
 

@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 DEVICE_MEMORY_S = 0.2
 """The engine thread answers between batches; a status does not wait for a long one and shows the last known
 value."""
+STOP_POLL_S = 0.02
+"""How often it is looked whether the engine's thread has ended; it has nothing left to do, and no loop to
+tell."""
 
 
 class Backend:
@@ -75,8 +78,8 @@ class Backend:
             for task in tasks:
                 task.cancel()
 
-    def transcribe(self, source_fd: int, options: Options, *, label: str) -> Transcription:
-        """Start on a file or a pipe; owns the descriptor from the call on."""
+    def transcribe(self, source_fd: int, options: Options, *, label: str, owner: int) -> Transcription:
+        """Start on a file or a pipe for the user `owner`; owns the descriptor from the call on."""
         number = next(self._numbers)
         log.debug("job %d: %s", number, logs.shown(label))
 
@@ -84,7 +87,7 @@ class Backend:
             return self._batcher.recognise(number, utterance, options)
 
         return Transcription(
-            self._frontend.utterances(source_fd, options, label=label),
+            self._frontend.utterances(source_fd, options, label=label, owner=owner),
             recognise,
             max_outstanding=self._config.serving.max_outstanding_utterances,
             on_progress=self._on_progress,
@@ -93,7 +96,8 @@ class Backend:
     async def status(self) -> dict[str, Any]:
         """The part of a status reply that is about front end and engine."""
         info, batches = self.info, self._batcher.snapshot()
-        children = self._frontend.snapshot().children
+        frontend = self._frontend.snapshot()
+        children = frontend.children
         allocated, total = await self._read_device_memory() or (None, None)
         return {
             "model": self._parts.model,
@@ -112,6 +116,7 @@ class Backend:
                 "gpu_allocated_bytes": allocated,
                 "gpu_total_bytes": total,
             },
+            "frontend": {"crashed": frontend.crashed, "timeouts": frontend.timeouts},
             "batches": {
                 "count": batches.batches,
                 "utterances": batches.utterances,
@@ -121,17 +126,19 @@ class Backend:
             "engine_busy_s": round(self.busy_s(), 3),
         }
 
-    async def close(self, patience_s: float) -> bool:
-        """Give everything back; False where a batch is still running, which nothing can interrupt."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                await self._frontend.close()
+    async def close(self, enough: asyncio.Event) -> bool:
+        """Give everything back, waiting for it until `enough` is set.
+
+        False where a batch is still running then, which nothing can interrupt.
+        """
+        await _or_enough(self._frontend.close(), enough)
         if self._engine is not None:
-            with contextlib.suppress(TimeoutError, JobError):
-                async with asyncio.timeout(patience_s):
-                    await self._batcher.call(self._engine.close)
-        # Blocks the loop, which has nothing left to do.
-        return self._batcher.stop(patience_s)
+            with contextlib.suppress(JobError):
+                await _or_enough(self._batcher.call(self._engine.close), enough)
+        # Not one long `stop`: it blocks the loop, and with it the signal not to wait any longer.
+        while not (ended := self._batcher.stop(0.0)) and not enough.is_set():  # noqa: ASYNC110 - see STOP_POLL_S
+            await asyncio.sleep(STOP_POLL_S)
+        return ended
 
     async def _load_engine(self) -> None:
         engine = await self._batcher.call(self._parts.load_engine)
@@ -150,3 +157,15 @@ class Backend:
                 async with asyncio.timeout(DEVICE_MEMORY_S):
                     self._device_memory = await self._batcher.call(self._engine.device_memory_bytes)
         return self._device_memory
+
+
+async def _or_enough(work: Coroutine[Any, Any, None], enough: asyncio.Event) -> None:
+    """Do `work`, but not beyond `enough`; what it raises is raised."""
+    task, waited = asyncio.create_task(work), asyncio.create_task(enough.wait())
+    try:
+        await asyncio.wait((task, waited), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+    finally:
+        task.cancel()
+        waited.cancel()

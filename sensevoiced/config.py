@@ -36,6 +36,9 @@ class FrontendConfig:
     """Children kept warm. One core each; more than the cores would only take turns."""
     max_children: int = 16
     """Ceiling while long files wait on back-pressure: a child costs about 60 MiB, so 16 stay below 1 GiB."""
+    max_children_per_uid: int = 12
+    """Three quarters of all: one user's slow streams leave children for the others. Where `max_children` is
+    lower, the last child beyond `children` is left to them."""
     idle_child_s: float = 60.0
     """A child above `children` that has had no work for so long is ended."""
     decode_timeout_s: float = 30.0
@@ -97,11 +100,14 @@ class ServingConfig:
     """Half of all: one user's runaway script leaves room for the others."""
     max_jobs: int = 256
     """Accepted and unfinished, over all connections; beyond it `busy` with a time to come back."""
+    max_jobs_per_uid: int = 128
+    """Half of all, as with connections: one user's batch leaves room for the others."""
     max_jobs_per_connection: int = 32
     max_queued_audio_s: float = 4 * 3600.0
     max_queued_audio_per_uid_s: float = 3600.0
-    """Audio accepted and not yet recognised; charged by file size until the decoder knows better. One job
-    always fits."""
+    """Audio accepted and not yet recognised. A job is charged by its size, or by what was decoded of it where
+    that is more: compressed files count for less than they hold until they are decoded. One job always
+    fits."""
     max_job_charge_s: float = 600.0
     """Most that one job counts for: jobs take turns, so a ten-hour file delays a short one no more than a
     ten-minute file does."""
@@ -122,7 +128,8 @@ class ServingConfig:
     max_upload_buffer_bytes: int = 1 * 2**20
     """Streamed bytes held for the decoder before the connection is no longer read."""
     drain_timeout_s: float = 25.0
-    """Accepted jobs may finish for so long after SIGTERM; below systemd's TimeoutStopSec of 30 s."""
+    """Accepted jobs may finish for so long after SIGTERM. The end itself takes up to 3.5 s more (CLOSE_S of
+    daemon.py, CUT_OFF_S of server.py); both together stay below systemd's TimeoutStopSec of 30 s."""
     backlog: int = 128
 
 
@@ -137,9 +144,9 @@ def runtime_socket(environ: Mapping[str, str]) -> Path:
 def default_models_dir(environ: Mapping[str, str]) -> Path:
     """Where fetched models live.
 
-    The unit's StateDirectory=, the machine's for root, the user's own otherwise.
+    What the unit says in STATE_DIRECTORY, the machine's for root, the user's own otherwise.
     """
-    # systemd joins several folders with colons; the first is the service's own.
+    # Where systemd sets it, several folders are joined with colons; the first is the service's own.
     state = environ.get("STATE_DIRECTORY", "").split(":")[0]
     if state:
         return Path(state) / "models"

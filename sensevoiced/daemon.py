@@ -35,10 +35,11 @@ HEARTBEAT_S = 1.0
 """How often the daemon looks at itself."""
 EXTEND_BY_S = 20.0
 """Asked of systemd with every heartbeat while loading: imports hold the interpreter for seconds at a time."""
-CLOSE_S = 2.0
-"""For the last answers and the children's end, once the work is over or given up."""
+CLOSE_S = 3.0
+"""For the last answers, the children's end and the engine's, all together, once the work is over or given
+up."""
 HURRY_S = 0.1
-"""The same, when told to stop a second time."""
+"""The same, from the second time on that we are told to stop."""
 DRAIN_POLL_S = 0.02
 """How often a stopping daemon looks whether it is done; a few thousand looks in a lifetime need no
 signalling."""
@@ -100,10 +101,12 @@ class Daemon:
         self._ready: asyncio.Event
         self._stop: asyncio.Event
         self._hurry: asyncio.Event
+        self._enough: asyncio.Event
 
     async def run(self) -> int:
         """Serve until told to stop; gives the exit status. Raises ConfigError, ListenError, StartError."""
-        self._ready, self._stop, self._hurry = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._ready, self._stop = asyncio.Event(), asyncio.Event()
+        self._hurry, self._enough = asyncio.Event(), asyncio.Event()
         _raise_file_limit()
         door = self._open_door()
         try:
@@ -118,9 +121,10 @@ class Daemon:
                 await self._stop.wait()
             finally:
                 await self._drain(door)
+                asyncio.get_running_loop().call_later(CLOSE_S, self._enough.set)
+                await self._server.close(self._enough)
                 heart.cancel()
-                patience_s = HURRY_S if self._hurry.is_set() else CLOSE_S
-                self.engine_left_running = not await self._backend.close(patience_s)
+                self.engine_left_running = not await self._backend.close(self._enough)
         finally:
             door.close()
             self._notifier.close()
@@ -150,6 +154,7 @@ class Daemon:
         if self._stop.is_set():
             log.warning("told to stop again: dropping what is not finished")
             self._hurry.set()
+            asyncio.get_running_loop().call_later(HURRY_S, self._enough.set)
         self._stop.set()
 
     def _on_hangup(self) -> None:
@@ -222,7 +227,6 @@ class Daemon:
             until_s = time.monotonic() + self._config.serving.drain_timeout_s
             while self._unfinished(until_s):  # noqa: ASYNC110 - see DRAIN_POLL_S
                 await asyncio.sleep(DRAIN_POLL_S)
-        await self._server.close(HURRY_S if self._hurry.is_set() else CLOSE_S)
 
     def _unfinished(self, until_s: float) -> bool:
         return self._admission.jobs > 0 and time.monotonic() < until_s and not self._hurry.is_set()
@@ -243,9 +247,9 @@ class Daemon:
         """Wait until requests can be served."""
         await self._ready.wait()
 
-    def transcribe(self, source_fd: int, options: Options, *, label: str) -> Transcription:
-        """Start on a file or a pipe; owns the descriptor from the call on."""
-        return self._backend.transcribe(source_fd, options, label=label)
+    def transcribe(self, source_fd: int, options: Options, *, label: str, owner: int) -> Transcription:
+        """Start on a file or a pipe for the user `owner`; owns the descriptor from the call on."""
+        return self._backend.transcribe(source_fd, options, label=label, owner=owner)
 
     async def reload(self) -> str:
         """Read the settings again and apply what can be applied while running; gives a sentence about it."""

@@ -1,18 +1,12 @@
-"""Counters of one daemon's life, and what the kernel says of our memory.
+"""Counters of one daemon's life, and what the kernel says of its memory.
 
-Standard library only, no decisions.
+Imports the standard library, psutil when first asked, and nothing of ours; takes no decisions.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_RESIDENT = 1
-"""Column of /proc/<pid>/statm, see proc_pid_statm(5)."""
 
 
 @dataclass(slots=True)
@@ -32,9 +26,11 @@ class Metrics:
     """Audio that has passed the engine, silence between utterances included."""
 
 
-def resident_bytes(pid: int | str = "self") -> int:
-    """Resident set size of a process; 0 where it is gone or not ours to see."""
+def resident_bytes(pid: int | None = None) -> int:
+    """Resident set size of a process, None meaning this one; 0 where it is gone or not ours to see."""
+    import psutil  # noqa: PLC0415 - 25 ms, which the first status may take and no start has to
+
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[_RESIDENT]) * _PAGE_BYTES
-    except (OSError, ValueError, IndexError):
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
         return 0

@@ -120,7 +120,7 @@ def find_vad(name: str, models_dir: Path, *, beside: AsrModel) -> VadModel:
     """
     if name == "auto":
         own = beside.path / "vad"
-        if own.is_dir():
+        if _is_folder(own):
             return read_vad(f"{beside.name}/vad", own)
         name = DEFAULT_VAD
     path = _locate(name, models_dir, option="--vad", demo=DEMO_DIR / "vad")
@@ -143,6 +143,9 @@ def read_asr(name: str, path: Path) -> AsrModel:
 def read_vad(name: str, path: Path) -> VadModel:
     """Describe the VAD model in the folder `path`, or raise ModelDamaged."""
     config, files = _read_folder(path, kind="FsmnVADStreaming", what="voice activity model")
+    for section in ("model_conf", "encoder_conf"):
+        if not isinstance(config.get(section), dict):
+            raise ModelDamaged(f"{path / 'config.yaml'} is damaged: {section} is missing.")
     return VadModel(
         name=name,
         path=path,
@@ -168,21 +171,32 @@ def _locate(name: str, models_dir: Path, *, option: str, demo: Path) -> Path:
     known = canonical(name)
     if is_hub_id(known):
         stored = models_dir / known
-        if stored.is_dir():
+        if _is_folder(stored):
             return stored
         # A relative path such as models/mine looks like a hub id; the models directory has the first word, so
         # that what a service loads does not depend on the folder it happens to be started in.
         if (Path(name) / "config.yaml").is_file():
             return Path(name).resolve()
         raise ModelMissing(_fetch_sentence(known, models_dir, option=option))
-    path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:
+        raise ModelMissing(f"{option} {name:.200} names the home of a user that does not exist.") from error
+    if _is_folder(path):
         return path.resolve()
     if path.exists():
         raise ModelMissing(f"{option} {name} is a file: name the folder that holds model.pt and config.yaml.")
     raise ModelMissing(
         f"There is no model folder {name}: give {option} a folder, {DEMO}, or a name such as {DEFAULT_ASR}."
     )
+
+
+def _is_folder(path: Path) -> bool:
+    """Say whether there is such a folder; ModelMissing where the system will not say."""
+    try:
+        return path.is_dir()
+    except OSError as error:  # a folder above it is closed to us, or the name is too long
+        raise ModelMissing(f"{path!s:.200} cannot be looked at: {error.strerror}.") from error
 
 
 def _fetch_sentence(known: str, models_dir: Path, *, option: str) -> str:

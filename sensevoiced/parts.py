@@ -5,6 +5,7 @@ Imports them only when they are made.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -42,6 +43,14 @@ class FrontendSnapshot(Protocol):
     def children(self) -> Sequence[ChildState]:
         """All of them."""
 
+    @property
+    def crashed(self) -> int:
+        """Children that have ended in a job."""
+
+    @property
+    def timeouts(self) -> int:
+        """Children that were killed because nothing came from them."""
+
 
 class Frontend(Protocol):
     """What turns a source into utterances."""
@@ -52,8 +61,8 @@ class Frontend(Protocol):
     async def close(self) -> None:
         """End them."""
 
-    def utterances(self, source_fd: int, options: Options, *, label: str) -> FrontendRun:
-        """Begin with one source; owns the descriptor from the call on."""
+    def utterances(self, source_fd: int, options: Options, *, label: str, owner: int) -> FrontendRun:
+        """Begin with one source, for the user `owner`; owns the descriptor from the call on."""
 
     def snapshot(self) -> FrontendSnapshot:
         """The children, now."""
@@ -79,6 +88,10 @@ def parts_of(config: Config) -> Parts:
     vad = find_vad(config.vad, config.models_dir, beside=asr)
 
     def load_engine() -> Engine:
+        # OpenMP's threads spin while they wait for each other, and the front end's children need the same
+        # cores: beside other work on two cores a spinning engine took up to eight times as long, on an idle
+        # machine a sleeping one up to a fifth longer. Read once, when torch loads; the environment's word stands.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if config.engine == "funasr":
             from sensevoiced.engine.funasr import FunasrEngine  # noqa: PLC0415 - ten seconds of imports, only where chosen
 

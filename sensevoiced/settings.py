@@ -37,7 +37,6 @@ USER_FILE = Path("sensevoice") / "sensevoiced.toml"
 _SECTIONS: dict[str, type] = {"frontend": FrontendConfig, "batch": BatchLimits, "serving": ServingConfig}
 _CHOICES: dict[str, tuple[str, ...]] = {"precision": PRECISIONS, "engine": ENGINES, "log_level": LOG_LEVELS}
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
-_PATHS = ("socket", "models_dir")
 _FLAGS = ("socket", "models_dir", "model", "vad", "device", "precision", "engine", "threads", "log_level")
 """Settings that have a flag and an environment variable too; limits are for the file alone."""
 _ENVIRONMENT = {
@@ -52,6 +51,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "load_timeout_s": _ANY_S,
     "frontend.children": (1, 256),
     "frontend.max_children": (1, 1_024),
+    "frontend.max_children_per_uid": (1, 1_024),
     "frontend.min_sample_rate_hz": (1, 16_000),
     "frontend.max_sample_rate_hz": (16_000, 10_000_000),
     "frontend.max_channels": (1, 1_024),
@@ -70,6 +70,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "serving.max_connections": (1, 10**6),
     "serving.max_connections_per_uid": (1, 10**6),
     "serving.max_jobs": (1, 10**6),
+    "serving.max_jobs_per_uid": (1, 10**6),
     "serving.max_jobs_per_connection": (1, 10**6),
     "serving.assumed_bytes_per_s": (1, 10**9),
     "serving.max_outstanding_utterances": (1, 4_096),
@@ -187,6 +188,7 @@ def _value(name: str, value: Any, where: str) -> Any:
             shown = "{:04o}" if name == "socket_mode" else "{:g}"
             raise ConfigError(
                 f"{where} takes {shown.format(low)} to {shown.format(high)}, not {shown.format(value)}."
+                + (' Write it in octal, as "0660".' if name == "socket_mode" else "")
             )
     return value
 
@@ -208,7 +210,15 @@ def _kind(name: str, where: str) -> str:
 def _path(value: Any, where: str) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ConfigError(f"{where} takes a path, not {value!r:.60}.")
-    return Path(value).expanduser()
+    return _expanded(value, where)
+
+
+def _expanded(value: str, where: str) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        user = value.partition("/")[0]
+        raise ConfigError(f"{where}: the home folder of {user!r:.60} is not known.") from None
 
 
 def _check_text(name: str, value: str, where: str) -> None:
@@ -219,6 +229,8 @@ def _check_text(name: str, value: str, where: str) -> None:
         raise ConfigError(f"{where} takes {DEVICES}, not {value!r:.60}.")
     if not value:
         raise ConfigError(f"{where} is empty.")
+    if name in ("model", "vad"):
+        _expanded(value, where)
 
 
 def _check_together(config: Config) -> None:

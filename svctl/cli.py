@@ -5,19 +5,35 @@ Never imported on the quick path: click costs more than a whole ping.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from svctl import __version__, verbs
-from svctl.options import VERBS
-from svctl.terminal import say
+from svctl.options import MAX_PATIENCE_S, VERBS
+from svctl.terminal import OutputError, say, write_stdout
 from svctl.wire import ERRORS
 
 if TYPE_CHECKING:
     from svctl.options import Option
 
 _USAGE = ERRORS["invalid_request"][1]
+
+
+class _Seconds(click.FloatRange):
+    """Seconds of patience; click's own range lets a NaN pass, which is on no side of any bound."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=int(MAX_PATIENCE_S))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
 
 
 def _option(option: Option) -> click.Option:
@@ -30,9 +46,7 @@ def _option(option: Option) -> click.Option:
     if kind == "choice":
         return click.Option([*flags, name], type=click.Choice(allowed), show_default=True, **settings)
     if kind == "seconds":
-        return click.Option(
-            [*flags, name], type=click.FloatRange(min=0), metavar="SECONDS", show_default=True, **settings
-        )
+        return click.Option([*flags, name], type=_Seconds(), metavar="SECONDS", **settings)
     return click.Option([*flags, name], metavar="FOLDER" if name == "output" else "PATH", **settings)
 
 
@@ -69,6 +83,23 @@ def group() -> click.Group:
 
 def main(arguments: list[str]) -> int:
     """Run svctl with these words; returns the exit status."""
+    # click's help is collected first: written by Python's own buffer, a full disk would be a traceback
+    collected = io.BytesIO()
+    text = io.TextIOWrapper(collected, encoding="utf-8", errors="backslashreplace")
+    with contextlib.redirect_stdout(text):
+        status = _run(arguments)
+        text.flush()
+    try:
+        write_stdout(collected.getvalue())
+    except OutputError as error:
+        say(str(error))
+        return error.status
+    except BrokenPipeError:
+        return verbs.BROKEN_PIPE
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     try:
         result = group().main(arguments, prog_name="svctl", standalone_mode=False)
     except click.UsageError as error:
@@ -82,4 +113,6 @@ def main(arguments: list[str]) -> int:
         return _USAGE
     except click.Abort:
         return verbs.INTERRUPTED
+    except SystemExit as ending:  # click ends so after it has printed a shell's completions
+        return ending.code if isinstance(ending.code, int) else 0
     return result if isinstance(result, int) else 0

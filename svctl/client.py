@@ -94,9 +94,23 @@ class Client:
         self.send({"type": kind, "id": self._last_id, **fields}, descriptor)
         return self._last_id
 
-    def call(self, kind: str, answer: str, *, patience_s: float) -> Message:
-        """Ask and wait for the one event that answers. Raises WireError: the daemon's own, or `timeout`."""
-        return self._answer(self.request(kind), answer, time.monotonic() + patience_s)
+    def call(self, kind: str, answer: str, *, patience_s: float, answer_s: float = 0.0) -> Message:
+        """Ask and wait for the one event that answers; ask again while the daemon says when to come back.
+
+        That ends after `patience_s`; an answer may take `answer_s` even without patience. Raises WireError:
+        the daemon's own, or `timeout`.
+        """
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return self._answer(self.request(kind), answer, max(deadline, time.monotonic() + answer_s))
+            except wire.WireError as error:
+                wait_s = pause_s(error.retry_after_ms)
+                # an error without a request is the connection's: there is nobody left to ask
+                again = error.retryable and error.retry_after_ms is not None and error.request is not None
+                if not again or time.monotonic() + wait_s > deadline:
+                    raise
+            time.sleep(wait_s)
 
     def _answer(self, request: int | None, answer: str, deadline: float) -> Message:
         while True:

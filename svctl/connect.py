@@ -8,6 +8,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
+import stat
 import struct
 import time
 
@@ -21,8 +22,14 @@ if TYPE_CHECKING:
 SYSTEM_SOCKET = "/run/sensevoice/api.sock"
 _MIN_CONNECT_S = 0.05
 """Even without patience a connect gets so long."""
+_ABSENT_PAUSE_S = 0.05
+"""Between two looks for a socket that is not there yet: a daemon takes seconds to start."""
 _PASSING = ("too_many_connections", "shutting_down")
 """What a daemon says instead of a welcome that a moment later may be over."""
+
+
+class _AbsentError(wire.WireError):
+    """Nobody listens, and a moment later somebody may."""
 
 
 def candidates(explicit: str, environ: Mapping[str, str]) -> list[str]:
@@ -43,22 +50,36 @@ def _start_command(path: str, environ: Mapping[str, str]) -> str:
     return f"sensevoiced --socket {path}"
 
 
-def connect(explicit: str, *, patience_s: float, environ: Mapping[str, str] = os.environ) -> Client:
+def connect(
+    explicit: str,
+    *,
+    patience_s: float,
+    answer_s: float = 0.0,
+    absent_s: float = 0.0,
+    environ: Mapping[str, str] = os.environ,
+) -> Client:
     """A connection that has exchanged hellos.
 
-    Waits up to `patience_s` seconds for a daemon that is loading (it accepts and answers later) or full.
+    Waits up to `patience_s` seconds for a daemon that is loading (it accepts and answers later) or full, and
+    up to `absent_s` for one that does not listen yet; one that listens gets `answer_s` even without patience.
     Raises WireError: `unavailable` without a daemon, `unsupported` for another major version, `forbidden`,
     `timeout`.
     """
-    deadline = time.monotonic() + patience_s
+    began_s = time.monotonic()
+    deadline = began_s + patience_s
     while True:
         try:
-            client = _open(candidates(explicit, environ), environ, deadline)
+            answer_by = max(deadline, time.monotonic() + answer_s)
+            client = _open(candidates(explicit, environ), environ, answer_by)
             try:
-                client.hello(deadline)
+                client.hello(answer_by)
             except BaseException:
                 client.close()
                 raise
+        except _AbsentError:
+            if time.monotonic() + _ABSENT_PAUSE_S > began_s + absent_s:
+                raise
+            time.sleep(_ABSENT_PAUSE_S)
         except wire.WireError as error:
             wait_s = pause_s(error.retry_after_ms)
             if error.code not in _PASSING or time.monotonic() + wait_s > deadline:
@@ -69,6 +90,7 @@ def connect(explicit: str, *, patience_s: float, environ: Mapping[str, str] = os
 
 
 def _open(paths: list[str], environ: Mapping[str, str], deadline: float) -> Client:
+    may_come = False
     for path in paths:
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         # a full backlog blocks connect(2); socket(7) SO_SNDTIMEO bounds that without a busy loop
@@ -80,19 +102,48 @@ def _open(paths: list[str], environ: Mapping[str, str], deadline: float) -> Clie
             sock.connect(path)
         except OSError as error:
             sock.close()
-            if error.errno == errno.EACCES:
-                raise wire.WireError(
-                    "forbidden", f"This user may not connect to {path}; its group may."
-                ) from None
+            if error.errno in (errno.EACCES, errno.ECONNREFUSED):
+                _explain(path, refused=error.errno == errno.ECONNREFUSED)
             if error.errno == errno.EAGAIN:
                 raise wire.WireError("timeout", f"The daemon at {path} takes no more connections.") from None
             if error.errno is None or error.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
                 raise wire.WireError(
                     "unavailable", f"The socket {path} cannot be used ({error.strerror or error})."
                 ) from None
+            may_come = may_come or error.errno != errno.ENOTDIR
         else:
             return Client(sock, path)
     where = " or ".join(paths)
-    raise wire.WireError(
-        "unavailable", f"No daemon listens at {where}; start it with: {_start_command(paths[0], environ)}"
-    )
+    sentence = f"No daemon listens at {where}; start it with: {_start_command(paths[0], environ)}"
+    raise (_AbsentError if may_come else wire.WireError)("unavailable", sentence)
+
+
+def _explain(path: str, *, refused: bool) -> None:
+    """Raise WireError for what connect(2) says EACCES or ECONNREFUSED of; a stale socket passes."""
+    try:
+        facts = os.stat(path)  # noqa: PTH116 - see the first lines
+    except OSError as error:
+        if refused or error.errno != errno.EACCES:
+            return  # it has gone in between
+        folder = path.rpartition("/")[0] or "."
+        raise wire.WireError(
+            "forbidden", f"This user may not look into {folder}, where the daemon's socket should be."
+        ) from None
+    if not stat.S_ISSOCK(facts.st_mode):
+        raise wire.WireError("unavailable", f"{path} is not a socket.")
+    if not refused:
+        raise wire.WireError("forbidden", f"This user may not connect to {path}{_remedy(facts)}.")
+
+
+def _remedy(facts: os.stat_result) -> str:
+    """How a user gets to a socket that a group may use; "" where no group may, or only root's."""
+    if not facts.st_mode & stat.S_IWGRP or not facts.st_gid:
+        return ""
+    import grp  # noqa: PLC0415 - only this sentence needs names
+    import pwd  # noqa: PLC0415
+
+    try:
+        group, user = grp.getgrgid(facts.st_gid).gr_name, pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"; its group {facts.st_gid} may"
+    return f"; its group may, which takes a new login after: sudo usermod -aG {group} {user}"

@@ -112,7 +112,10 @@ def _labels(segment: Segment) -> list[str]:
 
 
 def segment_line(segment: Segment, tags: str, *, timestamps: bool) -> str:
-    """One line of `-f text`, without its line end; `tags` is any of options.TAGS but `emoji`."""
+    """One line of `-f text`, with its line end; empty where there is nothing to show.
+
+    `tags` is any of options.TAGS but `emoji`; `none` shows nothing of an event without speech.
+    """
     text = segment["text"].strip()
     if tags == "raw":
         line = segment["raw"]
@@ -127,15 +130,17 @@ def segment_line(segment: Segment, tags: str, *, timestamps: bool) -> str:
         )
     else:
         line = text
+    if not line:
+        return ""
     span = f"[{segment['start']:.2f}-{segment['end']:.2f}] " if timestamps else ""
-    return printable(span + line)
+    return printable(span + line) + "\n"
 
 
 def text_lines(whole: Transcript, tags: str, *, timestamps: bool) -> str:
     """`-f text` of a whole recording: a line per segment, or a single line for `emoji`."""
     if tags == "emoji":
         return printable(emoji(funasr_text(whole))) + "\n"
-    return "".join(segment_line(segment, tags, timestamps=timestamps) + "\n" for segment in whole["segments"])
+    return "".join(segment_line(segment, tags, timestamps=timestamps) for segment in whole["segments"])
 
 
 def raw_lines(whole: Transcript) -> str:
@@ -175,9 +180,11 @@ def vtt(whole: Transcript) -> str:
 
 
 def tsv(whole: Transcript) -> str:
-    """start, end, text; integer milliseconds, as openai-whisper writes it."""
+    """start, end, text of what has text; integer milliseconds, as openai-whisper writes it."""
     rows = [
-        f"{round(s['start'] * 1000)}\t{round(s['end'] * 1000)}\t{_cue_text(s)}\n" for s in whole["segments"]
+        f"{round(s['start'] * 1000)}\t{round(s['end'] * 1000)}\t{_cue_text(s)}\n"
+        for s in whole["segments"]
+        if s["text"].strip()
     ]
     return "start\tend\ttext\n" + "".join(rows)
 

@@ -22,6 +22,8 @@ PATIENCE_S = 60.0
 """How long a full or loading daemon is waited for: longer than a large model takes to load."""
 PING_PATIENCE_S = 5.0
 """A health check wants an answer, also when it is no."""
+MAX_PATIENCE_S = 86_400.0
+"""A day; a clock can count it in milliseconds, and nobody means more."""
 
 # (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch"
 # has an off flag (the last one),
@@ -35,11 +37,27 @@ _SOCKET: Option = (
     "Socket of the daemon; default: $SENSEVOICE_SOCKET, then the user's, then the system's.",
 )
 _QUIET: Option = ("quiet", ("-q", "--quiet"), "flag", False, (), "Print errors only.")
-_WAIT_HELP = "How long to wait for a daemon that is loading or full."
+_FORMAT_HELP = (
+    "How the transcript is written. In json and jsonl a recording that fails is "
+    '{"file": ..., "error": {"code": ..., "message": ...}}.'
+)
+_OUTPUT_HELP = (
+    "Write one file per recording into this folder instead of standard output. Older files of the same name "
+    "are replaced, but never a recording of this run."
+)
+_WAIT_FOR_START = "where it is given, also for one whose socket is not there yet."
 
 
 def _wait(default: float) -> Option:
-    return ("wait", ("--wait",), "seconds", default, (), _WAIT_HELP)
+    # None tells a default from the same number that was asked for
+    return (
+        "wait",
+        ("--wait",),
+        "seconds",
+        None,
+        (),
+        f"How long to wait for a daemon that is loading or full (default: {default:g}); {_WAIT_FOR_START}",
+    )
 
 
 VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
@@ -48,7 +66,14 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
         "FILE",
         "Transcribe audio files; - is standard input.",
         (
-            ("format", ("-f", "--format"), "choice", "text", FORMATS, "How the transcript is written."),
+            (
+                "format",
+                ("-f", "--format"),
+                "choice",
+                "text",
+                FORMATS,
+                _FORMAT_HELP,
+            ),
             (
                 "language",
                 ("-l", "--language"),
@@ -88,7 +113,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 "text",
                 "",
                 (),
-                "Write one file per recording into this folder instead of standard output.",
+                _OUTPUT_HELP,
             ),
             (
                 "null",
@@ -128,6 +153,16 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
     "reload": ("", "Let the daemon read its configuration again.", (_QUIET, _wait(PATIENCE_S), _SOCKET)),
 }
 """Every verb and option of svctl."""
+
+
+def patience_s(verb: str, values: Values) -> float:
+    """How long this run waits for a daemon that is loading or full: what was asked for, or the default."""
+    if values.get("no_wait"):
+        return 0.0
+    wait: float | None = values["wait"]
+    if wait is not None:
+        return wait
+    return PING_PATIENCE_S if verb == "ping" else PATIENCE_S
 
 
 def parse(verb: str, arguments: list[str]) -> tuple[Values, list[str]] | None:
@@ -172,5 +207,6 @@ def _value(option: Option, flag: str, given: str | None, rest: Iterator[str]) ->
     if kind == "seconds":
         # plain decimals only; click has a sentence for the rest
         digits = value.replace(".", "", 1)
-        return float(value) if digits.isascii() and digits.isdigit() else None
+        plain = digits.isascii() and digits.isdigit()
+        return float(value) if plain and float(value) <= MAX_PATIENCE_S else None
     return value

@@ -5,6 +5,7 @@ Never reads audio, and never blocks: opening a FIFO or reading a terminal would.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -15,6 +16,19 @@ from svctl.terminal import STDIN
 
 _NAMES_BYTES = 64 * 2**10
 """One read of a list of names: a pipe's default capacity."""
+
+
+class NotAFileError(wire.WireError):
+    """A folder, pipe, socket or device in the place of a recording.
+
+    svctl says so itself, and so the protocol has no code for it.
+    """
+
+    exit_status = 72  # EX_OSFILE of sysexits.h: neither missing (66) nor unreadable (77)
+
+    def __init__(self, sentence: str) -> None:
+        """`sentence` says what it is and what to do instead."""
+        super().__init__("not_a_file", sentence)
 
 
 class Source:
@@ -49,42 +63,60 @@ def open_source(name: str) -> Source:
         # O_NONBLOCK: opening a FIFO without a writer would wait for one
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return _refused(name, f"{name} cannot be opened: {reason}.")
+        return Source(name, error=_not_opened(name, error))
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return Source(name, descriptor)
     os.close(descriptor)
-    kind = "is a folder" if stat.S_ISDIR(mode) else "is a pipe" if stat.S_ISFIFO(mode) else "is a device"
-    remedy = (
-        "name the files in it"
-        if stat.S_ISDIR(mode)
-        else "stream it through standard input: svctl transcribe - < FILE"
-    )
-    return _refused(name, f"{name} {kind} and not a regular file; {remedy}.")
+    if stat.S_ISDIR(mode):
+        sentence = f"{name} is a folder and not a regular file; name the files in it."
+    else:
+        kind = "pipe" if stat.S_ISFIFO(mode) else "device"
+        remedy = "stream it through standard input: svctl transcribe - < FILE"
+        sentence = f"{name} is a {kind} and not a regular file; {remedy}."
+    return Source(name, error=NotAFileError(sentence))
+
+
+def _not_opened(name: str, error: OSError | ValueError) -> wire.WireError:
+    number = error.errno if isinstance(error, OSError) else None
+    # open(2) gives ENXIO for a socket, and for a device that is not there
+    if number == errno.ENXIO and _is_socket(name):
+        return NotAFileError(f"{name} is a socket and not a regular file.")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    code = "forbidden" if number in (errno.EACCES, errno.EPERM) else "not_found"
+    shown = name or "''"
+    return wire.WireError(code, f"{shown} cannot be opened: {reason}.")
+
+
+def _is_socket(name: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(name).st_mode)  # noqa: PTH116 - pathlib costs more than all of this
+    except OSError:
+        return False  # it has gone in between
 
 
 def _open_stdin() -> Source:
+    # a folder cannot come here: Python itself does not start with one as its standard input
     mode = os.fstat(STDIN).st_mode
-    if stat.S_ISDIR(mode):
-        return _refused("-", "Standard input is a folder.")
     if os.isatty(STDIN):
-        return _refused("-", "Standard input is a terminal; redirect a file or a pipe into it.")
+        sentence = "Standard input is a terminal; redirect a file or a pipe into it."
+        return Source("-", error=NotAFileError(sentence))
     # the daemon reads a passed file from its start, so a file that is read half already is streamed
     passed = stat.S_ISREG(mode) and os.lseek(STDIN, 0, os.SEEK_CUR) == 0
     return Source("-", os.dup(STDIN), streamed=not passed)
 
 
-def _refused(name: str, sentence: str) -> Source:
-    return Source(name, error=wire.WireError("not_found", sentence))
-
-
 class Names:
     """The file names of a run: those of the command line, or NUL-terminated ones from a descriptor."""
 
-    def __init__(self, names: list[str], descriptor: int = -1) -> None:
-        """`descriptor` is read to its end, without ever blocking a transcript that is ready."""
+    def __init__(self, names: list[str], descriptor: int = -1, *, only_one: str = "") -> None:
+        """`descriptor` is read to its end, without ever blocking a transcript that is ready.
+
+        `only_one` is the sentence for a second name where there is room for one recording.
+        """
         self._names = deque(names)
+        self._only_one = only_one
+        self._seen = len(names)
         self._partial = b""
         self.descriptor = descriptor
         """What to wait for when no name is there; -1 once all names are known."""
@@ -92,7 +124,7 @@ class Names:
     def next(self) -> str | None:
         """The next name, or None when none is left or none is there yet.
 
-        Raises WireError `not_found` when names cannot be read.
+        Raises WireError: `not_found` when names cannot be read, `invalid_request` for one too many.
         """
         while not self._names and self.descriptor >= 0 and _is_readable(self.descriptor):
             try:
@@ -104,7 +136,12 @@ class Names:
             *names, self._partial = (self._partial + data).split(b"\0")
             if not data:
                 names, self.descriptor = [self._partial], -1  # a last name without its NUL
-            self._names.extend(os.fsdecode(name) for name in names if name)
+            added = [os.fsdecode(name) for name in names if name]
+            self._names.extend(added)
+            self._seen += len(added)
+            # what is left over is a name too, be it cut
+            if self._only_one and self._seen + bool(self._partial and self.descriptor >= 0) > 1:
+                raise wire.WireError("invalid_request", self._only_one)
         return self._names.popleft() if self._names else None
 
 

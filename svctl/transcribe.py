@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from svctl import client, formats, pipeline, sources
+from svctl import client, formats, options, pipeline, sources, wire
 from svctl.terminal import (
     CANNOT_CREATE,
     STDERR,
@@ -33,15 +33,48 @@ _CLEAR = "\r\x1b[K"
 """Back to the start of the line, and the line empty (ECMA-48 EL)."""
 
 
-def run(connection: client.Client, values: Values, names: list[str]) -> int:
+_SINGLE = ("srt", "vtt", "tsv")
+"""Formats of one recording: two in one stream, or a heading between them, are no such file any more."""
+
+
+def _only_one(values: Values) -> str:
+    """Why this run takes one recording only, or ""."""
+    form = values["format"]
+    return (
+        f"-f {form} holds one recording; several need -o FOLDER, which gets a file for each."
+        if form in _SINGLE and not values["output"]
+        else ""
+    )
+
+
+def prepare(values: Values, names: list[str]) -> Folder | None:
+    """What can be known before the daemon is asked: whether the words fit together, and where `-o` writes.
+
+    Raises WireError `invalid_request`, and OutputError for a folder that cannot be written.
+    """
+    if values["timestamps"] and values["format"] != "text":
+        raise wire.WireError(
+            "invalid_request", f"-t goes with -f text; -f {values['format']} has no use for it."
+        )
+    if len(names) > 1 and _only_one(values):
+        raise wire.WireError("invalid_request", _only_one(values))
+    if not values["output"]:
+        return None
+    from svctl.folder import Folder  # noqa: PLC0415 - pathlib costs more than the rest of svctl
+
+    return Folder(values["output"], values["format"], names)
+
+
+def run(connection: client.Client, values: Values, names: list[str], folder: Folder | None) -> int:
     """Transcribe, print, and return the exit status: 0, or that of the first recording that failed.
 
-    Raises WireError when the connection fails, OutputError and BrokenPipeError when the output does.
+    `folder` is what `prepare` gave. Raises WireError when the connection fails, OutputError and
+    BrokenPipeError when the output does.
     """
-    options = {"language": values["language"], "itn": values["itn"], "vad": values["vad"]}
-    run_names = sources.Names(names, STDIN if values["null"] else -1)
-    line = pipeline.Pipeline(connection, options, patience_s=0.0 if values["no_wait"] else values["wait"])
-    printer = _Printer(connection, values, several=values["null"] or len(names) > 1)
+    fields = {"language": values["language"], "itn": values["itn"], "vad": values["vad"]}
+    run_names = sources.Names(names, STDIN if values["null"] else -1, only_one=_only_one(values))
+    line = pipeline.Pipeline(connection, fields, patience_s=options.patience_s("transcribe", values))
+    printer = _Printer(connection, values, folder, several=values["null"] or len(names) > 1)
     status = 0
     for source, event in line.run(run_names):
         failed = printer.event(source, event)
@@ -50,23 +83,17 @@ def run(connection: client.Client, values: Values, names: list[str]) -> int:
     return status
 
 
-def _folder(values: Values) -> Folder | None:
-    if not values["output"]:
-        return None
-    from svctl.folder import Folder  # noqa: PLC0415 - pathlib costs more than the rest of svctl
-
-    return Folder(values["output"], values["format"])
-
-
 class _Printer:
     """Writes recordings one after the other; what needs no whole recording appears segment by segment."""
 
-    def __init__(self, connection: client.Client, values: Values, *, several: bool) -> None:
+    def __init__(
+        self, connection: client.Client, values: Values, folder: Folder | None, *, several: bool
+    ) -> None:
         self._connection = connection
         self._format: str = values["format"]
         self._tags: str = values["tags"]
         self._timestamps: bool = values["timestamps"]
-        self._folder = _folder(values)
+        self._folder = folder
         self._several = several
         self._quiet: bool = values["quiet"]
         self._progress: bool = values["progress"] and os.isatty(STDERR)
@@ -104,7 +131,7 @@ class _Printer:
         elif self._format == "raw":
             self._write(event["raw"] + "\n", source)
         else:
-            self._write(formats.segment_line(event, self._tags, timestamps=self._timestamps) + "\n", source)
+            self._write(formats.segment_line(event, self._tags, timestamps=self._timestamps), source)
 
     def _done(self, source: Source, event: Message) -> int:
         if event["truncated"] and not self._quiet:
@@ -128,7 +155,7 @@ class _Printer:
         return CANNOT_CREATE if problem else 0
 
     def _failed(self, source: Source, event: Message) -> int:
-        error = client.error_of(event)
+        error = source.error or client.error_of(event)
         say(error.message if source.error is not None else f"{source.label}: {error.message}")
         if self._format in ("json", "jsonl") and self._folder is None:
             self._write(
@@ -154,7 +181,7 @@ class _Printer:
         if self._several and not self._headed:
             if self._format == "json":
                 text = (",\n" if self._begun else "[\n") + text
-            elif self._format not in ("jsonl", "raw"):
+            elif self._format not in ("jsonl", "raw", *_SINGLE):
                 text = ("\n" if self._begun else "") + f"==> {printable(source.label)} <==\n" + text
             self._begun += 1
         self._headed = True

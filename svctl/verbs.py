@@ -5,7 +5,9 @@ Shared by the quick path and by click, and so never imports click.
 
 from __future__ import annotations
 
-from svctl import wire
+import time
+
+from svctl import options, wire
 from svctl.connect import connect
 from svctl.terminal import OutputError, encoded, printable, say, write_stdout
 
@@ -13,21 +15,36 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from svctl.client import Client
     from svctl.options import Values
+    from svctl.wire import Message
 
 INTERRUPTED = wire.ERRORS["cancelled"][1]
-_BROKEN_PIPE = 128 + 13
+BROKEN_PIPE = 128 + 13
 """What a shell reports for a program that SIGPIPE ended, such as `yes | head`."""
 _LOADING_PATIENCE_S = 5.0
-"""Even --no-wait gives a daemon time to say hello: 'do not queue' is not 'be instant'."""
+"""Even --no-wait and --wait 0 give a daemon time to say hello and to answer: 'do not queue' is not 'be
+instant'."""
 
 
 def run(verb: str, values: Values, names: list[str]) -> int:
     """Run a verb of options.VERBS; returns the exit status and never raises for what a user can cause."""
     connection: Client | None = None
     try:
-        patience_s = _LOADING_PATIENCE_S if values.get("no_wait") else values["wait"]
-        connection = connect(values["socket"], patience_s=patience_s)
-        return _VERBS[verb](connection, values, names)
+        folder = None
+        if verb == "transcribe":
+            from svctl import transcribe  # noqa: PLC0415
+
+            folder = transcribe.prepare(values, names)
+        patience_s = options.patience_s(verb, values)
+        deadline = time.monotonic() + patience_s
+        connection = connect(
+            values["socket"],
+            patience_s=patience_s,
+            answer_s=_LOADING_PATIENCE_S,
+            absent_s=patience_s if values["wait"] is not None else 0.0,
+        )
+        if verb == "transcribe":
+            return transcribe.run(connection, values, names, folder)
+        return _call(verb, connection, values, deadline)
     except wire.WireError as error:
         say(error.message)
         return error.exit_status
@@ -35,7 +52,7 @@ def run(verb: str, values: Values, names: list[str]) -> int:
         say(str(error))
         return error.status
     except BrokenPipeError:
-        return _BROKEN_PIPE
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         if connection is not None:
             connection.cancel_all()
@@ -45,34 +62,36 @@ def run(verb: str, values: Values, names: list[str]) -> int:
             connection.close()
 
 
-def _transcribe(connection: Client, values: Values, names: list[str]) -> int:
-    from svctl import transcribe  # noqa: PLC0415
-
-    return transcribe.run(connection, values, names)
-
-
-def _ping(connection: Client, values: Values, _names: list[str]) -> int:
-    connection.call("ping", "pong", patience_s=values["wait"])
-    if not values["quiet"]:
-        write_stdout(encoded(f"{connection.server} answers at {connection.path}\n"))
+def _call(verb: str, connection: Client, values: Values, deadline: float) -> int:
+    kind, answer, printed = _CALLS[verb]
+    left_s = max(0.0, deadline - time.monotonic())
+    event = connection.call(kind, answer, patience_s=left_s, answer_s=_LOADING_PATIENCE_S)
+    if not values.get("quiet"):
+        write_stdout(encoded(printed(connection, values, event)))
     return 0
 
 
-def _reload(connection: Client, values: Values, _names: list[str]) -> int:
-    outcome = connection.call("reload", "reloaded", patience_s=values["wait"])["message"]
-    if not values["quiet"]:
-        write_stdout(encoded(f"{printable(outcome or 'The configuration has been read again.')}\n"))
-    return 0
+def _ping(connection: Client, _values: Values, _event: Message) -> str:
+    return f"{connection.server} answers at {connection.path}\n"
 
 
-def _status(connection: Client, values: Values, _names: list[str]) -> int:
+def _reload(_connection: Client, _values: Values, event: Message) -> str:
+    return f"{printable(event['message'] or 'The configuration has been read again.')}\n"
+
+
+def _status(_connection: Client, values: Values, event: Message) -> str:
     from svctl import formats, status  # noqa: PLC0415
 
-    answer = connection.call("status", "status", patience_s=values["wait"])["status"]
-    write_stdout(
-        encoded(formats.json_text(answer, indent=2) + "\n" if values["json"] else status.table(answer))
+    return (
+        formats.json_text(event["status"], indent=2) + "\n"
+        if values["json"]
+        else status.table(event["status"])
     )
-    return 0
 
 
-_VERBS = {"transcribe": _transcribe, "ping": _ping, "status": _status, "reload": _reload}
+_CALLS = {
+    "ping": ("ping", "pong", _ping),
+    "reload": ("reload", "reloaded", _reload),
+    "status": ("status", "status", _status),
+}
+"""Verbs that are one request: verb to request, answering event, and what is printed of it."""

@@ -20,7 +20,7 @@ import msgpack
 
 TYPE_CHECKING = False  # typing costs 2 ms of every start; type checkers take this name for typing's
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     Message = dict[str, Any]
@@ -29,7 +29,8 @@ VERSION_MAJOR = 1
 VERSION_MINOR = 0
 
 MAX_HELLO_BYTES = 64 * 2**10
-"""Largest frame before the peer has said hello: a stranger cannot make the other side hold more."""
+"""Largest frame before the peer has said hello, and of any request but `audio` after it: a stranger cannot
+make the daemon hold more."""
 MAX_FRAME_BYTES = 2**20
 """Largest frame afterwards. A segment of 30 s is about 10 KiB; audio comes in pieces of `MAX_AUDIO_BYTES`."""
 MAX_AUDIO_BYTES = 256 * 2**10
@@ -252,20 +253,44 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     return mapping
 
 
+def _one_map() -> Callable[[list[tuple[Any, Any]]], dict[Any, Any]]:
+    """A hook that lets one map pass; inner maps are complete before the outer one."""
+    seen = False
+
+    def hook(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        nonlocal seen
+        if seen:
+            raise ValueError("a map inside a request")
+        seen = True
+        return _unique(pairs)
+
+    return hook
+
+
+def _refuse_array(items: list[Any]) -> Any:
+    """Refuse empty arrays too, which `max_array_len` lets pass."""
+    raise ValueError(f"an array of {len(items)}")
+
+
 def _refuse_ext(code: int, data: bytes) -> Any:
     """Refuse extension types of no length too, which `max_ext_len` lets pass."""
     raise ValueError(f"extension type {code} of {len(data)} bytes")
 
 
-def decode(body: bytes | bytearray | memoryview) -> Message:
-    """One frame's map. Raises ProtocolError for what is not msgpack within the limits, or not a map."""
+def decode(body: bytes | bytearray | memoryview, *, flat: bool = False) -> Message:
+    """One frame's map. Raises ProtocolError for what is not msgpack within the limits, or not a map.
+
+    `flat` refuses arrays and inner maps at the first one: no request holds any, and a frame of a million
+    empty ones would cost its reader a third of a second and seventy times its size.
+    """
     try:
         message = msgpack.unpackb(
             body,
             raw=False,
             strict_map_key=True,
-            object_pairs_hook=_unique,
-            max_array_len=MAX_ARRAY,
+            object_pairs_hook=_one_map() if flat else _unique,
+            list_hook=_refuse_array if flat else None,
+            max_array_len=0 if flat else MAX_ARRAY,
             max_map_len=MAX_MAP,
             max_str_len=MAX_STR_BYTES,
             max_bin_len=MAX_AUDIO_BYTES,
@@ -283,9 +308,13 @@ def decode(body: bytes | bytearray | memoryview) -> Message:
 class FrameReader:
     """Bytes in, whole frames out; the same verdict however the bytes are cut."""
 
-    def __init__(self, max_frame_bytes: int = MAX_HELLO_BYTES) -> None:
-        """`max_frame_bytes` may be raised once the peer has said hello."""
+    def __init__(self, max_frame_bytes: int = MAX_HELLO_BYTES, *, requests: bool = False) -> None:
+        """`max_frame_bytes` may be raised once the peer has said hello.
+
+        `requests` is the daemon's side: only flat maps, and only `audio` above `MAX_HELLO_BYTES`.
+        """
         self.max_frame_bytes = max_frame_bytes
+        self._requests = requests
         self._buffer = bytearray()
 
     @property
@@ -311,7 +340,13 @@ class FrameReader:
             return None
         body = bytes(memoryview(self._buffer)[HEADER_BYTES:end])
         del self._buffer[:end]
-        return decode(body)
+        message = decode(body, flat=self._requests)
+        if self._requests and length > MAX_HELLO_BYTES and message.get("type") != "audio":
+            raise ProtocolError(
+                "frame_too_large",
+                f"A frame of {length} bytes is no audio, and {MAX_HELLO_BYTES} is the limit of all else.",
+            )
+        return message
 
     def messages(self) -> Iterator[Message]:
         """All complete messages that are there; see `next`."""

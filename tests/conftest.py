@@ -41,6 +41,8 @@ def _write_model(folder, *, kind, lfr, files):
     folder.mkdir(parents=True, exist_ok=True)
     frontend = {"fs": 16000, "window": "hamming", "n_mels": 80, "frame_length": 25, "frame_shift": 10}
     config = {"model": kind, "frontend_conf": {**frontend, "lfr_m": lfr[0], "lfr_n": lfr[1]}}
+    if kind == "FsmnVADStreaming":
+        config |= {"model_conf": {"detect_mode": 1}, "encoder_conf": {"input_dim": 80 * lfr[0]}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     metas = {"init_param": "model.pt", "config": "config.yaml", "frontend_conf": {"cmvn_file": "am.mvn"}}
     if kind == "SenseVoiceSmall":

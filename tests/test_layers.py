@@ -15,14 +15,18 @@ import pytest
 import sensevoiced
 import svctl
 
-L0 = ("sensevoiced", "sensevoiced.config", "sensevoiced.jobs", "sensevoiced.metrics", "sensevoiced.notify")
+L0 = (
+    *("sensevoiced", "sensevoiced.config", "sensevoiced.descriptors", "sensevoiced.jobs"),
+    *("sensevoiced.metrics", "sensevoiced.notify"),
+)
 
 MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     # Nouns and settings: the standard library, and one another where one is below the other.
     ("sensevoiced", ()),
     ("sensevoiced.config", ()),
+    ("sensevoiced.descriptors", ()),
     ("sensevoiced.jobs", ()),
-    ("sensevoiced.metrics", ()),
+    ("sensevoiced.metrics", ("psutil",)),
     ("sensevoiced.notify", ()),
     ("sensevoiced.logs", ()),
     ("sensevoiced.settings", ("sensevoiced.config",)),
@@ -36,7 +40,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "sensevoiced.frontend*",
         (
-            *(*L0, "sensevoiced.models", "sensevoiced.frontend.*"),
+            *(*L0, "sensevoiced.logs", "sensevoiced.models", "sensevoiced.frontend.*"),
             *("numpy", "soundfile", "av"),
         ),
     ),

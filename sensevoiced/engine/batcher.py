@@ -102,8 +102,8 @@ class Batcher:
         """Recognise one utterance of `job`.
 
         Cancelling the waiting task drops the utterance while it is queued, and throws its result away when it
-        is already running. Raises JobError: `internal` where the model failed on it, `cancelled` after
-        `cancel`, `shutting_down` after `stop`.
+        is already running. Raises JobError: `internal` where the model failed on it, `shutting_down` after
+        `stop`.
         """
         item = Item(job, (utterance, options), asyncio.get_running_loop().create_future())
         with self._changed:
@@ -116,12 +116,6 @@ class Batcher:
             return await item.future
         finally:
             self._forget(item)
-
-    def cancel(self, job: int) -> None:
-        """Drop what `job` has queued and discard what is running of it; its waiters get `cancelled`."""
-        self._fail(
-            [item for item in self._outstanding if item.job == job], "cancelled", "The job was cancelled."
-        )
 
     def stop(self, timeout_s: float = STOP_S) -> bool:
         """Refuse everything, fail what is left with `shutting_down`, and end the thread.

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ALLOCATION_FAILURES = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",
+    "HOST_ALLOCATION_FAILED",
+)
+"""How plain RuntimeErrors say it: torch's allocator on the CPU, the CUDA runtime, cuBLAS, cuDNN 8 and 9."""
 _T = TypeVar("_T")
 
 
@@ -66,8 +75,11 @@ def within_memory(work: Callable[[], _T]) -> _T:
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Tell CUDA's own exception, Python's, and torch's plain RuntimeError on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Tell torch's own exception for the device, Python's, and what libraries below torch raise."""
+    # torch.OutOfMemoryError is the same class under a name that torch 2.4 does not have yet.
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in _ALLOCATION_FAILURES)
 
 
 def memory_bytes(device: torch.device) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ from sensevoiced.frontend.source import FileSource, SpooledSource, open_source
 from sensevoiced.jobs import SAMPLE_RATE_HZ, JobError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -70,17 +70,32 @@ _MAX_AMPLITUDE = 1e6
 class Recording:
     """One recording being decoded: iterate blocks() once, then read `truncated` and `samples`."""
 
-    def __init__(self, fd: int, limits: FrontendConfig, *, stop_fd: int | None = None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        limits: FrontendConfig,
+        *,
+        stop_fd: int | None = None,
+        on_bytes: Callable[[float], None] = lambda _: None,
+    ) -> None:
         """Borrow `fd` (see source.open_source for what it may be).
+
+        `on_bytes` hears of every arrival from a stream, with the seconds of audio given so far: much may have
+        to come before there is anything to give.
 
         JobError(bad_input) when it is nothing to read.
         """
         self._limits = limits
-        self._source = open_source(fd, stop_fd=stop_fd, max_spool_bytes=limits.max_spool_bytes)
         self.truncated = False
         """The recording breaks off or is damaged; what could be read was given."""
         self.samples = 0
         """16 kHz samples given so far."""
+        self._source = open_source(
+            fd,
+            stop_fd=stop_fd,
+            max_spool_bytes=limits.max_spool_bytes,
+            on_bytes=lambda: on_bytes(self.samples / SAMPLE_RATE_HZ),
+        )
 
     def blocks(self) -> Iterator[Floats]:
         """Give 16 kHz mono samples in -1..1, on the 16-bit grid, in blocks of up to a few seconds.
@@ -117,7 +132,8 @@ class Recording:
                 self._source.seek(0)
         if not given:
             # libav also gets what libsndfile opened and found nothing in, such as FLAC with blocks of varying
-            # size.
+            # size. What it says counts then: libsndfile's complaint was about its own attempt.
+            self.truncated = False
             try:
                 yield from self._libav(self._source)
             except JobError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensevoiced.frontend.channel import MAX_CONTROL_BYTES, pack, unpack
+from sensevoiced.metrics import resident_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,6 +61,8 @@ class Child:
         self.jobs = 0
         """Jobs handed to it so far."""
         self.busy = False
+        self.owner: int | None = None
+        """In whose name it was lent; None while nobody has it. The pool's own note."""
         self.killed = False
         """It was told to end at once; what it still says does not count."""
         self.settling = False
@@ -89,8 +92,18 @@ class Child:
             except OSError:
                 self._control.close()
                 raise
-        self._pidfd = os.pidfd_open(self._process.pid)
-        self._control.send(pack({"type": "setup", **setup}))
+        try:
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except OSError:
+            self._process.kill()
+            self._process.wait()
+            self._control.close()
+            raise
+        try:
+            self._control.send(pack({"type": "setup", **setup}))
+        except OSError:
+            # It has ended already, or would wait for ever: its end is told as any other.
+            self.kill()
         self._loop.add_reader(self._control, self._read_control)
         self._loop.add_reader(self._pidfd, self._reap)
 
@@ -128,11 +141,7 @@ class Child:
 
     def rss_bytes(self) -> int:
         """Resident memory; 0 when the process has ended."""
-        try:
-            pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
-        except (OSError, IndexError):
-            return 0
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes(self.pid)
 
     def _read_control(self) -> None:
         try:
@@ -154,6 +163,10 @@ class Child:
             self.failure = str(message.get("message"))
             return
         if self.killed:
+            return
+        if message["type"] != ("idle" if self.ready else "ready") or self.ready != self.busy:
+            # Out of turn: one that was taken over could ask for several jobs at once.
+            self.kill()
             return
         self.ready = True
         self.busy = self.settling = False

@@ -6,18 +6,20 @@ Must never import numpy or torch.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import math
 import os
 import time
-from collections import deque
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sensevoiced.config import ConfigError
+from sensevoiced.frontend.answers import Expected
 from sensevoiced.frontend.child import Child
 from sensevoiced.frontend.run import FrontendRun, crash_sentence
+from sensevoiced.frontend.waiting import Waiting
 from sensevoiced.jobs import JobError
+from sensevoiced.logs import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +82,9 @@ class FrontendPool:
         `vad_options` are FSMN-VAD options under FunASR's names over those of the model's config.yaml.
         """
         self.config = config
+        longest_s = max(config.max_utterance_s, config.max_whole_s)
+        row_s = asr.frontend.frame_shift_ms * asr.frontend.lfr_n / 1000
+        self.expected = Expected(dim=asr.frontend.dim, max_frames=math.ceil(longest_s / row_s) + 1)
         self._setup = {
             "limits": asdict(config),
             "spec": _fields(asr.frontend),
@@ -90,7 +95,7 @@ class FrontendPool:
         }
         self._children: list[Child] = []
         self._idle: list[Child] = []
-        self._waiting: deque[asyncio.Future[Child]] = deque()
+        self._waiting = Waiting()
         self._closing = False
         self._failed_starts = 0
         self._failure = "the processes that read audio do not start"
@@ -103,7 +108,7 @@ class FrontendPool:
         ConfigError with their own words when they cannot.
         """
         for _ in range(self.config.children):
-            self._spawn()
+            self._try_spawn()
         while not self._failed_starts and not all(child.ready for child in self._children):
             self._changed.clear()
             await self._changed.wait()
@@ -117,10 +122,7 @@ class FrontendPool:
         Jobs still running get JobError(shutting_down), or what their child had sent before.
         """
         self._closing = True
-        for future in self._waiting:
-            if not future.done():
-                future.set_exception(_shutting_down())
-        self._waiting.clear()
+        self._waiting.refuse(_shutting_down)
         children = list(self._children)
         for child in children:
             if child.busy or not child.ready:
@@ -134,12 +136,13 @@ class FrontendPool:
                 child.kill()
                 await child.exited.wait()
 
-    def utterances(self, source_fd: int, options: Options, *, label: str) -> FrontendRun:
+    def utterances(self, source_fd: int, options: Options, *, label: str, owner: int = 0) -> FrontendRun:
         """Take over `source_fd` (it is closed in every case) and give a run that yields its utterances.
 
-        `label` names the recording in nothing but the run's repr: children never learn it.
+        `label` names the recording in nothing but the run's repr: children never learn it. Owners (the
+        clients' uids) take turns, and none gets more than `FrontendConfig.max_children_per_uid`.
         """
-        return FrontendRun(self, source_fd, options, label)
+        return FrontendRun(self, source_fd, options, label, owner)
 
     def snapshot(self) -> PoolSnapshot:
         """Say what the pool is doing now."""
@@ -148,56 +151,78 @@ class FrontendPool:
                 ChildSnapshot(child.pid, child.rss_bytes(), child.busy, child.jobs)
                 for child in self._children
             ),
-            waiting=sum(not future.done() for future in self._waiting),
+            waiting=len(self._waiting),
             started=self._started,
             crashed=self._crashed,
             timeouts=self._timeouts,
             stopped=self._stopped,
         )
 
-    async def acquire(self) -> Child:
-        """Wait for a child that can take a job; the longest waiting job gets the next. For FrontendRun."""
+    def ask(self, owner: int) -> asyncio.Future[Child]:
+        """Queue for a child that can take a job; `withdraw` if it is not wanted. For FrontendRun."""
         if self._closing:
             raise _shutting_down()
-        if self._idle:
-            return self._idle.pop()
-        future: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        self._grow()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self._hand_on(future.result())
-            raise
-        finally:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(future)
+        future = self._waiting.add(owner)
+        self._lend()
+        return future
+
+    def withdraw(self, asked: asyncio.Future[Child]) -> None:
+        """Leave the queue, or give back the child that came of it, unused. For FrontendRun."""
+        if not asked.cancel() and not asked.cancelled() and asked.exception() is None:
+            self._take_back(asked.result())
 
     def timed_out(self, child: Child) -> None:
         """Kill a child from which nothing came. For FrontendRun."""
         self._timeouts += 1
         child.kill()
 
-    def called_off(self, child: Child) -> None:
+    def called_off(self, child: Child, job: int) -> None:
         """See to it that a child whose job was called off becomes free, or is replaced. For FrontendRun."""
         self._stopped += 1
-        job = child.jobs
+        self._insist(child, job, STOP_GRACE_S)
+
+    def finished(self, child: Child, job: int) -> None:
+        """See to it that a child that said its last word becomes free, or is replaced. For FrontendRun.
+
+        What it still does is to close the recording, where a file system may hold it.
+        """
+        self._insist(child, job, self.config.decode_timeout_s)
+
+    def _insist(self, child: Child, job: int, grace_s: float) -> None:
+        # What it said may be read late: it may be idle again, or at somebody else's job.
+        if not child.busy or child.jobs != job:
+            return
+        child.settling = True
 
         def insist() -> None:
             if child.busy and child.jobs == job:
                 child.kill()
 
-        asyncio.get_running_loop().call_later(STOP_GRACE_S, insist)
+        asyncio.get_running_loop().call_later(grace_s, insist)
 
     def _spawn(self) -> None:
         self._started += 1
-        self._children.append(Child(self._setup, on_idle=self._hand_on, on_exit=self._ended))
+        self._children.append(Child(self._setup, on_idle=self._take_back, on_exit=self._ended))
+
+    def _share(self, owner: int) -> int:
+        """How many children more this owner may have now."""
+        config = self.config
+        # With few children in all, the last one that is not kept warm is still for somebody else.
+        most = min(config.max_children_per_uid, max(config.children, config.max_children - 1))
+        return most - sum(child.owner == owner for child in self._children)
+
+    def _lend(self) -> None:
+        """Give what is idle to those who wait, one owner after the other; see to more where it is wanted."""
+        while self._idle and (turn := self._waiting.next(self._share)) is not None:
+            owner, future = turn
+            child = self._idle.pop()
+            child.owner = owner
+            future.set_result(child)
+        self._grow()
 
     def _grow(self) -> None:
         coming = sum(not child.ready or child.settling for child in self._children)
-        waiting = sum(not future.done() for future in self._waiting)
-        if waiting > coming and len(self._children) < self.config.max_children:
+        if self._waiting.wanted(self._share) > coming and len(self._children) < self.config.max_children:
             self._try_spawn()
 
     def _try_spawn(self) -> None:
@@ -206,21 +231,19 @@ class FrontendPool:
         except OSError as error:
             self._failed_starts += 1
             self._failure = f"no process can be started ({os.strerror(error.errno or 0)})"
-            self._give_up()
+            if not any(child.ready for child in self._children):
+                self._give_up()
+            # Else those who wait get the children there are, one after the other.
 
-    def _hand_on(self, child: Child) -> None:
-        """Take a child that is free: to the job that waits longest, or to the idle ones."""
+    def _take_back(self, child: Child) -> None:
+        """Take a child that is free, and lend it again if somebody waits."""
         self._failed_starts = 0
         self._changed.set()
-        if child.exited.is_set():
-            return
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(child)
-                return
-        self._idle.append(child)
-        if len(self._children) > self.config.children:
+        child.owner = None
+        if not child.exited.is_set():
+            self._idle.append(child)
+        self._lend()
+        if child in self._idle and len(self._children) > self.config.children:
             asyncio.get_running_loop().call_later(self.config.idle_child_s, self._retire)
 
     def _retire(self) -> None:
@@ -250,13 +273,18 @@ class FrontendPool:
             return
         if len(self._children) < self.config.children:
             self._try_spawn()
-        self._grow()
+        # Its owner may have waited for nothing but his share.
+        self._lend()
 
     def _give_up(self) -> None:
         # The next job tries again: what is wrong now (no memory, no process) may pass.
-        for future in self._waiting:
-            if not future.done():
-                future.set_exception(JobError("internal", f"The front end cannot start: {self._failure}."))
+        self._waiting.refuse(lambda: JobError("internal", f"The front end cannot start: {self._failure}."))
+
+    def distrusted(self, child: Child, error: ValueError) -> JobError:
+        """Kill a child that sent what ours never send, and say what its client is told. For FrontendRun."""
+        logger.warning("front-end child %d is killed for what it sent: %s", child.pid, shown(str(error)))
+        child.kill()
+        return JobError("internal", "The process that read this recording answered nonsense and was ended.")
 
     def crashed(self, child: Child) -> JobError:
         """Count a child that ended in the middle of a job, and say what its client is told.
@@ -267,7 +295,9 @@ class FrontendPool:
             return _shutting_down()
         self._crashed += 1
         logger.warning(
-            "front-end child %d ended in a job: %s", child.pid, child.failure or f"status {child.returncode}"
+            "front-end child %d ended in a job: %s",
+            child.pid,
+            shown(child.failure or f"status {child.returncode}"),
         )
         return JobError("bad_input", crash_sentence(child.returncode, self.config.child_cpu_s))
 

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
+from sensevoiced.descriptors import close_later
+from sensevoiced.frontend.answers import Begun, Found, Progress, interpret
 from sensevoiced.frontend.channel import Closed, read_message
-from sensevoiced.jobs import Decoded, JobError, Utterance
+from sensevoiced.jobs import Decoded, JobError
 
 if TYPE_CHECKING:
     from sensevoiced.config import FrontendConfig
+    from sensevoiced.frontend.answers import Answer, Expected
     from sensevoiced.frontend.child import Child
-    from sensevoiced.jobs import Options
+    from sensevoiced.jobs import Options, Utterance
 
 REAP_S = 5.0
 """A child that closed its job without a last word is ending; the kernel may need a moment to write off its
 memory."""
-FLOAT_BYTES = 4
 MAX_CHILDREN_TRIED = 5
 """Children that may turn out to have ended when a job is handed to them, before something is called wrong."""
 
@@ -32,9 +33,16 @@ class Children(Protocol):
     """What a run needs of the pool."""
 
     config: FrontendConfig
+    expected: Expected
 
-    async def acquire(self) -> Child:
-        """Wait for a child that can take a job."""
+    def ask(self, owner: int) -> asyncio.Future[Child]:
+        """Queue for a child that can take a job of this owner's."""
+
+    def withdraw(self, asked: asyncio.Future[Child]) -> None:
+        """Leave the queue, or give back the child that came of it, which has been handed nothing."""
+
+    def distrusted(self, child: Child, error: ValueError) -> JobError:
+        """Kill a child that sent what ours never send, and say what its client is told."""
 
     def crashed(self, child: Child) -> JobError:
         """Count a child that ended in a job, and say what its client is told."""
@@ -42,8 +50,11 @@ class Children(Protocol):
     def timed_out(self, child: Child) -> None:
         """Count and kill a child from which nothing came."""
 
-    def called_off(self, child: Child) -> None:
+    def called_off(self, child: Child, job: int) -> None:
         """See to it that a child whose job was called off becomes free, or is replaced."""
+
+    def finished(self, child: Child, job: int) -> None:
+        """See to it that a child that said its last word becomes free, or is replaced."""
 
 
 class _Gone(JobError):
@@ -56,15 +67,18 @@ class FrontendRun:
     Nothing is read ahead of the consumer.
     """
 
-    def __init__(self, pool: Children, source_fd: int, options: Options, label: str) -> None:
-        """Own `source_fd` from now on; a child is asked for with the first step."""
+    def __init__(self, pool: Children, source_fd: int, options: Options, label: str, owner: int) -> None:
+        """Own `source_fd` from now on; a child is asked for, in `owner`'s name, with the first step."""
         self._pool = pool
         self._source_fd: int | None = source_fd
         self._options = options
         self._label = label
+        self._owner = owner
         self._child: Child | None = None
+        self._job = 0
+        """Which of the child's jobs this is: it may be at another one while we still read what it said."""
         self._sock: socket.socket | None = None
-        self._acquiring: asyncio.Task[Child] | None = None
+        self._asked: asyncio.Future[Child] | None = None
         self._reading = False
         self._cancelled = False
         self._begun = False
@@ -89,8 +103,8 @@ class FrontendRun:
     async def __anext__(self) -> Utterance:
         """Give the next utterance as soon as its child has found it.
 
-        Raises JobError: bad_input, too_long, timeout (nothing came for decode_timeout_s), internal,
-        cancelled, shutting_down.
+        Raises JobError: bad_input, too_long, timeout (nothing came for decode_timeout_s), busy (no
+        descriptors left), internal, cancelled, shutting_down.
         """
         if self._ended:
             raise StopAsyncIteration
@@ -114,8 +128,9 @@ class FrontendRun:
         self._cancelled = True
         if not self._reading:
             self._end()
-        elif self._acquiring is not None:
-            self._acquiring.cancel()
+        elif self._asked is not None:
+            # Without effect on one that is answered: the reader looks whether it was called off.
+            self._asked.cancel()
         elif self._sock is not None:
             # The reader wakes up by this and closes it: the event loop must not lose a socket it watches.
             with contextlib.suppress(OSError):
@@ -133,56 +148,55 @@ class FrontendRun:
         if self._child is None:
             await self._begin()
         while True:
-            message, payload = await self._message()
-            match message["type"]:
-                case "utterance":
-                    return self._utterance(message, payload)
-                case "progress":
-                    self.decoded_s = float(message["decoded_s"])
-                case "done":
+            match await self._answer():
+                case Found(utterance=utterance, decoded_s=decoded_s):
+                    self._found += 1
+                    self.decoded_s = decoded_s
+                    return utterance
+                case Progress(decoded_s=decoded_s):
+                    self.decoded_s = decoded_s
+                case Decoded() as decoded:
                     self._settled = True
-                    del message["type"]
-                    self.decoded = Decoded(**message)
-                    self.decoded_s = self.decoded.duration_s
+                    self.decoded = decoded
+                    self.decoded_s = decoded.duration_s
                     return None
-                case "error":
+                case JobError() as error:
                     self._settled = True
-                    raise JobError(str(message["code"]), str(message["message"]))
+                    raise error
+                case Begun() if self._child is not None:
+                    raise self._pool.distrusted(self._child, ValueError("it began twice"))
 
-    async def _message(self) -> tuple[dict[str, Any], memoryview]:
+    async def _answer(self) -> Answer:
         """Read the child's next message, or say why none comes."""
         child, sock = self._child, self._sock
         if child is None or sock is None:
-            raise JobError("cancelled", "The job was called off.")
+            raise _called_off()
         try:
             async with asyncio.timeout(self._pool.config.decode_timeout_s):
-                return await read_message(asyncio.get_running_loop(), sock)
+                message, payload = await read_message(asyncio.get_running_loop(), sock)
+            return interpret(message, payload, self._found, self._pool.expected)
         except TimeoutError:
             self._pool.timed_out(child)
             raise self._timeout() from None
         except (Closed, ConnectionError):
             raise await self._broken_off(child) from None
         except ValueError as error:
-            child.kill()
-            raise JobError("internal", f"The front end answered with {error}.") from error
+            raise self._pool.distrusted(child, error) from error
 
     async def _begin(self) -> None:
         """Find a child that takes the job: one may end, unnoticed yet, while it is idle."""
         for _ in range(MAX_CHILDREN_TRIED):
-            child = await self._acquired()
-            if self._source_fd is None:
-                raise JobError("cancelled", "The job was called off.")
-            self._sock, theirs = socket.socketpair()
-            self._sock.setblocking(False)
-            self._child = child
-            with theirs, contextlib.suppress(OSError):
-                child.give({"type": "job", "vad": self._options.vad}, self._source_fd, theirs.fileno())
+            child, theirs = await self._acquired()
+            with theirs:
+                self._hand_over(child, theirs)
             try:
-                await self._message()
+                answer = await self._answer()
             except _Gone:
-                self._sock.close()
-                self._child = self._sock = None
+                self._close_sock()
+                self._child = None
                 continue
+            if not isinstance(answer, Begun):
+                raise self._pool.distrusted(child, ValueError("it did not say that it began"))
             self._begun = True
             self._close_source()
             return
@@ -190,38 +204,50 @@ class FrontendRun:
             "internal", "The processes that read audio end before they begin: see the daemon's log."
         )
 
-    async def _acquired(self) -> Child:
-        self._acquiring = asyncio.ensure_future(self._pool.acquire())
+    async def _acquired(self) -> tuple[Child, socket.socket]:
+        """Wait for a child and make the job's socket; from here on both are ours, or neither.
+
+        No step may lie between the child's coming and our taking it: whoever is cancelled there loses it.
+        """
+        self._asked = asked = self._pool.ask(self._owner)
         try:
-            return await self._acquiring
-        except asyncio.CancelledError:
-            if self._cancelled:
-                raise JobError("cancelled", "The job was called off.") from None
+            child = await asked
+            self._go_on()
+            try:
+                self._sock, theirs = socket.socketpair()
+            except OSError as error:
+                raise JobError(
+                    "busy", "The daemon has no descriptor left for this recording: try again in a moment."
+                ) from error
+        except BaseException as error:
+            self._pool.withdraw(asked)
+            if self._cancelled and isinstance(error, asyncio.CancelledError):
+                raise _called_off() from None
             raise
         finally:
-            self._acquiring = None
+            self._asked = None
+        self._child = child
+        return child, theirs
 
-    def _utterance(self, message: dict[str, Any], payload: memoryview) -> Utterance:
-        frames, dim = int(message["frames"]), int(message["dim"])
-        if len(payload) != frames * dim * FLOAT_BYTES or message["index"] != self._found:
-            if self._child is not None:
-                self._child.kill()
-            raise JobError("internal", "The front end sent features that do not fit their description.")
-        self._found += 1
-        self.decoded_s = float(message["decoded_s"])
-        return Utterance(
-            index=self._found - 1,
-            start_s=float(message["start_s"]),
-            end_s=float(message["end_s"]),
-            features=bytes(payload),
-            frames=frames,
-            dim=dim,
-        )
+    def _go_on(self) -> None:
+        if self._cancelled or self._source_fd is None:
+            raise _called_off()
+
+    def _hand_over(self, child: Child, theirs: socket.socket) -> None:
+        if self._sock is None or self._source_fd is None:
+            raise _called_off()
+        self._sock.setblocking(False)
+        try:
+            child.give({"type": "job", "vad": self._options.vad}, self._source_fd, theirs.fileno())
+        except OSError:
+            # It is ending, or cannot be reached: either way the next one is asked.
+            child.kill()
+        self._job = child.jobs
 
     async def _broken_off(self, child: Child) -> JobError:
         """Say why the job's socket ended without a last word."""
         if self._cancelled:
-            return JobError("cancelled", "The job was called off.")
+            return _called_off()
         try:
             await asyncio.wait_for(child.exited.wait(), REAP_S)
         except TimeoutError:
@@ -239,23 +265,27 @@ class FrontendRun:
         """Let go of everything; the child sees its socket close and drops the job."""
         self._ended = True
         self._close_descriptors()
-        child = self._child
-        if child is not None:
-            child.settling = True
-        if child is not None and not self._settled and not child.killed and not child.exited.is_set():
-            self._pool.called_off(child)
-        self._child = None
+        child, self._child = self._child, None
+        if child is not None and not child.killed and not child.exited.is_set():
+            (self._pool.finished if self._settled else self._pool.called_off)(child, self._job)
 
     def _close_source(self) -> None:
         if self._source_fd is not None:
-            os.close(self._source_fd)
+            close_later(self._source_fd)
             self._source_fd = None
 
     def _close_descriptors(self) -> None:
         self._close_source()
+        self._close_sock()
+
+    def _close_sock(self) -> None:
         if self._sock is not None:
             self._sock.close()
             self._sock = None
+
+
+def _called_off() -> JobError:
+    return JobError("cancelled", "The job was called off.")
 
 
 def crash_sentence(returncode: int | None, cpu_s: int) -> str:
@@ -263,7 +293,7 @@ def crash_sentence(returncode: int | None, cpu_s: int) -> str:
     if returncode == -signal.SIGXCPU:
         return f"Decoding this recording took more than {cpu_s} s of CPU, which is the limit."
     if returncode is not None and returncode < 0:
-        return (
-            f"The decoder crashed on this recording ({signal.Signals(-returncode).name}): it may be damaged."
-        )
+        known = -returncode in set(signal.Signals)
+        name = signal.Signals(-returncode).name if known else f"signal {-returncode}"
+        return f"The decoder crashed on this recording ({name}): it may be damaged."
     return f"The decoder crashed on this recording (exit status {returncode}): it may be damaged."

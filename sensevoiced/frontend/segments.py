@@ -45,7 +45,8 @@ class UtterancePlan:
     ) -> None:
         """`quietest(first, last)` names the frame between both (included) where a cut hurts least."""
         self._max_frames = max_frames
-        self._merge_frames = merge_frames
+        # Joining must not undo a cut: no utterance is ever longer than one may be.
+        self._merge_frames = min(merge_frames, max_frames)
         self._gap_frames = gap_frames
         self._quietest = quietest
         self._pending: Segment | None = None

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 from sensevoiced.jobs import JobError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
 STREAM_READ_BYTES = 64 * 2**10
@@ -45,7 +47,33 @@ class Source(Protocol):
         """Read up to `size` bytes; empty at the end."""
 
 
-class FileSource(io.RawIOBase):
+class _Seekable(io.RawIOBase):
+    """What decoders ask of everything they may go back in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._position = 0
+        self.failure: Exception | None = None
+
+    def readable(self) -> bool:
+        """Say yes: reading is all there is."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def tell(self) -> int:
+        """Give the position of this object."""
+        return self._position
+
+    def _seek(self, offset: int, whence: int, size: int) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+
+class FileSource(_Seekable):
     """A regular file or memfd, read with pread.
 
     The descriptor's offset, which its sender shares, is not touched.
@@ -60,17 +88,7 @@ class FileSource(io.RawIOBase):
         """
         super().__init__()
         self._fd = fd
-        self._position = 0
         self.size = os.fstat(fd).st_size
-        self.failure: Exception | None = None
-
-    def readable(self) -> bool:
-        """Say yes: reading is all there is."""
-        return True
-
-    def seekable(self) -> bool:
-        """Say yes."""
-        return True
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill `buffer` from the current position; 0 at the end or when the file cannot be read."""
@@ -84,13 +102,7 @@ class FileSource(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position of this object only."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        """Give the position of this object."""
-        return self._position
+        return self._seek(offset, whence, self.size)
 
 
 class StreamSource:
@@ -98,10 +110,11 @@ class StreamSource:
 
     name = "stream"
 
-    def __init__(self, fd: int, stop_fd: int | None) -> None:
-        """Borrow both descriptors."""
+    def __init__(self, fd: int, stop_fd: int | None, on_bytes: Callable[[], None] = lambda: None) -> None:
+        """Borrow both descriptors; `on_bytes` is called for whatever comes, and calls off by an OSError."""
         self._fd = fd
         self._stop_fd = stop_fd
+        self._on_bytes = on_bytes
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         if stop_fd is not None:
@@ -117,15 +130,26 @@ class StreamSource:
                 self.failure = Stopped()
                 break
             try:
-                return os.read(self._fd, size)
+                part = os.read(self._fd, size)
             except BlockingIOError:
                 continue
             except OSError as error:
                 self.failure = error
+                break
+            if part:
+                self._tell()
+            return part if self.failure is None else b""
         return b""
 
+    def _tell(self) -> None:
+        try:
+            self._on_bytes()
+        except OSError:
+            # Nobody listens any more; the decoder above us must see an end, not an exception.
+            self.failure = Stopped()
 
-class SpooledSource(io.RawIOBase):
+
+class SpooledSource(_Seekable):
     """A stream kept in memory so that a decoder may go back: MP4 often has its index at the end. Bounded."""
 
     name = "stream"
@@ -136,16 +160,6 @@ class SpooledSource(io.RawIOBase):
         self._held = bytearray(head)
         self._stream = stream
         self._max_bytes = max_bytes
-        self._position = 0
-        self.failure: Exception | None = None
-
-    def readable(self) -> bool:
-        """Say yes: reading is all there is."""
-        return True
-
-    def seekable(self) -> bool:
-        """Say yes."""
-        return True
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill `buffer`, waiting for the stream where needed."""
@@ -160,13 +174,7 @@ class SpooledSource(io.RawIOBase):
         """Move within the recording; from its end only after all of it has come."""
         if whence == os.SEEK_END:
             self._hold(sys.maxsize)
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._held)}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        """Give the position."""
-        return self._position
+        return self._seek(offset, whence, len(self._held))
 
     def _hold(self, size: int) -> None:
         while len(self._held) < size and self.failure is None:
@@ -209,11 +217,12 @@ class HeadedStream:
 
 
 def open_source(
-    fd: int, *, stop_fd: int | None, max_spool_bytes: int
+    fd: int, *, stop_fd: int | None, max_spool_bytes: int, on_bytes: Callable[[], None] = lambda: None
 ) -> FileSource | SpooledSource | HeadedStream:
     """Make a source of a descriptor.
 
-    Regular files and memfds by pread, pipes and stream sockets as they come.
+    Regular files and memfds by pread, pipes and stream sockets as they come; `on_bytes` hears of what a
+    stream brings (see StreamSource).
 
     Raises JobError(bad_input) for anything else (directories, devices, ...), for a descriptor that cannot be
     read, and for nothing at all.
@@ -233,7 +242,7 @@ def open_source(
         raise JobError(
             "bad_input", "The recording is neither a file nor a stream: give a regular file or a pipe."
         )
-    stream = StreamSource(fd, stop_fd)
+    stream = StreamSource(fd, stop_fd, on_bytes)
     head = stream.read()
     while head and len(head) < _HEAD_BYTES and (more := stream.read()):
         head += more

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 MAX_DESCRIPTORS = 32
 """Standard streams, control, one recording, one job socket, and what imports open in passing."""
 PROGRESS_EVERY_S = 0.1
+ARRIVALS_EVERY_S = 1.0
+"""Bytes may come in thousands of small parts."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 """prctl(2)"""
@@ -97,10 +99,11 @@ def report_end(control: socket.socket) -> None:
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         places = "".join(
-            f" < {frame.name}:{frame.lineno}" for frame in reversed(traceback.extract_tb(trace)[-5:])
+            f" < {frame.name}:{frame.lineno}" for frame in reversed(traceback.extract_tb(trace)[-3:])
         )
+        # Places first: the log shows no more of it than fits a line.
         with contextlib.suppress(OSError):
-            control.send(pack({"type": "failed", "message": f"{kind.__name__}: {error!s:.500}{places}"}))
+            control.send(pack({"type": "failed", "message": f"{kind.__name__}{places}: {error!s:.500}"}))
 
     sys.excepthook = tell
     null = os.open(os.devnull, os.O_WRONLY)
@@ -127,6 +130,23 @@ def spec_from(fields: Mapping[str, Any]) -> FrontendSpec:
     return FrontendSpec(**{**fields, "cmvn": Path(fields["cmvn"])})
 
 
+class Arrivals:
+    """Tells the parent that a stream's bytes come: an MP4 may have to be here whole before it is decoded."""
+
+    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
+        """Speak on `sock`, several times within the `deadline_s` of silence after which a child is killed."""
+        self._sock = sock
+        self._every_s = min(ARRIVALS_EVERY_S, deadline_s / 4)
+        self._last_s = time.monotonic()
+
+    def note(self, decoded_s: float) -> None:
+        """Say so if it was not said just now; OSError when the parent has closed the socket."""
+        now_s = time.monotonic()
+        if now_s - self._last_s >= self._every_s:
+            self._last_s = now_s
+            send_message(self._sock, {"type": "progress", "decoded_s": decoded_s})
+
+
 def run_job(frontend: Frontend, recording: int, sock: socket.socket, job: Mapping[str, Any]) -> bool:
     """Do one job and report on `sock`; False when this process should not go on to another."""
     arm_cpu_limit(frontend.limits.child_cpu_s)
@@ -151,7 +171,9 @@ def run_job(frontend: Frontend, recording: int, sock: socket.socket, job: Mappin
 
 def stream(frontend: Frontend, recording: int, sock: socket.socket, *, vad: bool) -> None:
     """Send the utterances of a recording as they are found, and `done` at its end."""
-    run = Pass(frontend, Recording(recording, frontend.limits, stop_fd=sock.fileno()), vad=vad)
+    arrivals = Arrivals(sock, frontend.limits.decode_timeout_s)
+    source = Recording(recording, frontend.limits, stop_fd=sock.fileno(), on_bytes=arrivals.note)
+    run = Pass(frontend, source, vad=vad)
     hung_up = select.poll()
     hung_up.register(sock, select.POLLIN)
     index, last_word = 0, 0.0

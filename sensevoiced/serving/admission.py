@@ -45,7 +45,7 @@ class Ticket:
         self._set(total_s)
 
     def progress(self, decoded_s: float, recognised_s: float) -> None:
-        """Charge for what is left, now that more is known than the size."""
+        """Charge for what is left: what the size promised, or what was decoded where that is more."""
         self._total_s = max(self._total_s, decoded_s)
         self._set(self._total_s - recognised_s)
 
@@ -122,6 +122,9 @@ class Admission:
             )
         if self.jobs >= self.limits.max_jobs:
             raise self._busy(f"The daemon has {self.jobs} unfinished requests, its limit", self._a_job_s())
+        if self._jobs.get(uid, 0) >= self.limits.max_jobs_per_uid:
+            why = f"User {uid} has {self._jobs[uid]} unfinished requests, the limit of one user"
+            raise self._busy(why, self._a_job_s())
         self._jobs[uid] += 1
         return Ticket(self, uid)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from sensevoiced.serving.source import close_later
+from sensevoiced.descriptors import close_later
 from svctl.wire import MAX_FRAME_BYTES, FrameReader, ProtocolError, WireError
 
 if TYPE_CHECKING:
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from sensevoiced.config import ServingConfig
     from sensevoiced.serving.transport import Stream
 
-MESSAGES_A_TURN = 32
-"""Messages of one connection before the others get their turn: about a millisecond of pings."""
+TURN_S = 0.001
+"""Time that one connection's messages take before the others get their turn. By the clock, because a message
+costs what its length and its kind make it cost; a single one costs a few ms at most (`wire.decode`)."""
 
 _STRAY = "A descriptor came with a message that takes none."
 
@@ -38,16 +39,20 @@ class Inbox:
         self._working = working
         self._loop = asyncio.get_running_loop()
         self._hello_by_s = self._loop.time() + limits().hello_timeout_s
-        self._reader = FrameReader()
+        self._reader = FrameReader(requests=True)
         self._greeted = False
         self._frame_began_s: float | None = None
         self._fds: list[int] = []
-        self._this_turn = 0
+        self._turn_began_s = self._idle_since_s = self._loop.time()
 
     def greet(self) -> None:
         """The peer has said hello: larger frames and other deadlines from here on."""
         self._greeted = True
         self._reader.max_frame_bytes = MAX_FRAME_BYTES
+
+    def restart_idle(self) -> None:
+        """A request has ended: the peer has the whole idle time for its next one."""
+        self._idle_since_s = self._loop.time()
 
     def take_fd(self) -> int | None:
         """The descriptor of the message at hand, if one came; the caller owns it."""
@@ -80,11 +85,10 @@ class Inbox:
                 if carried_over and not completed and held == len(self._fds):
                     raise ProtocolError("protocol", _STRAY)
                 completed = True
-                self._this_turn += 1
-                if self._this_turn >= MESSAGES_A_TURN:
+                if self._loop.time() - self._turn_began_s >= TURN_S:
                     # What has arrived in bulk never makes us wait, and so would never let others have a turn.
-                    self._this_turn = 0
                     await asyncio.sleep(0)
+                    self._turn_began_s = self._loop.time()
             if len(self._fds) > (1 if self._reader.partial else 0):
                 raise ProtocolError("protocol", _STRAY)
             if not self._reader.partial:
@@ -94,6 +98,7 @@ class Inbox:
 
     async def _receive(self) -> tuple[bytes, int | None]:
         """Wait for bytes within the deadline that applies now. Raises WireError `timeout`."""
+        self._idle_since_s = self._loop.time()
         while True:
             limits = self._limits()
             if not self._greeted:
@@ -102,12 +107,15 @@ class Inbox:
                 deadline_s = self._frame_began_s + limits.frame_timeout_s
                 late = f"A message was not complete within {limits.frame_timeout_s:g} s."
             else:
-                deadline_s = self._loop.time() + limits.idle_timeout_s
+                deadline_s = self._idle_since_s + limits.idle_timeout_s
                 late = f"Nothing was asked for {limits.idle_timeout_s:g} s."
             try:
                 async with asyncio.timeout_at(deadline_s):
                     return await self._stream.receive()
             except TimeoutError:
-                if self._greeted and self._frame_began_s is None and self._working():
-                    continue
+                if self._greeted and self._frame_began_s is None:
+                    if self._working():
+                        self.restart_idle()
+                    if self._idle_since_s + self._limits().idle_timeout_s > self._loop.time():
+                        continue
                 raise WireError("timeout", late) from None

@@ -10,9 +10,10 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from sensevoiced.descriptors import close_later
 from sensevoiced.jobs import Options
-from sensevoiced.serving.source import Upload, close_later, examine, on_thread, open_path
-from svctl.wire import ProtocolError, encode
+from sensevoiced.serving.source import Upload, examine, on_thread, open_path
+from svctl.wire import ProtocolError, WireError, encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -67,7 +68,7 @@ class Job:
         Raises JobError, WireError and ConnectionLost.
         """
         source_fd = await self._open(service)
-        transcript = service.transcribe(source_fd, self._options, label=self._label)
+        transcript = service.transcribe(source_fd, self._options, label=self._label, owner=self._ticket.uid)
         segments = 0
         async with contextlib.aclosing(transcript):
             self._transcript = transcript
@@ -110,7 +111,7 @@ class Job:
 
         Gives the descriptor, which the caller owns.
         """
-        timeout_s = self._limits.open_timeout_s
+        timeout_s, owner = self._limits.open_timeout_s, self._ticket.uid
         if self.upload is not None:
             # More than this never waits for us: the client is held back.
             self._ticket.charge_bytes(self._limits.max_upload_buffer_bytes)
@@ -118,10 +119,16 @@ class Job:
             return self.upload.take_source()
         if self._path is not None:
             path = self._path
-            fd, size = await on_thread(lambda: open_path(path), timeout_s, lambda opened: os.close(opened[0]))
+            fd, size = await on_thread(
+                lambda: open_path(path), timeout_s, lambda opened: os.close(opened[0]), owner=owner
+            )
         else:
             fd = self._take_fd()
-            size = await on_thread(lambda: examine(fd), timeout_s, lambda _: os.close(fd))
+            try:
+                size = await on_thread(lambda: examine(fd), timeout_s, lambda _: os.close(fd), owner=owner)
+            except WireError:
+                self._fd = fd  # it was not even tried: still ours, and `dispose` closes it
+                raise
         self._fd = fd
         self._ticket.charge_bytes(size)
         await service.ready()

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 ACCEPT_PAUSE_S = 1.0
 """Without a free descriptor accept fails at once and would fail again: wait for some to come back (asyncio
 does the same)."""
+CUT_OFF_S = 0.5
+"""For connections that are cut off to give back what they hold: a few turns of the loop."""
 _ACCEPTS_A_TURN = 64
 """Connections taken in one turn of the loop, so that a flood of them leaves time for the work."""
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -63,18 +65,19 @@ class Server:
             self._accepting = False
             self._loop.remove_reader(self._listener.socket.fileno())
 
-    async def close(self, timeout_s: float) -> None:
-        """End every conversation, cutting off those that take longer than `timeout_s`."""
+    async def close(self, enough: asyncio.Event) -> None:
+        """End every conversation, cutting off those that are not over when `enough` is set."""
         self.stop_accepting()
         for session in self._sessions.values():
             session.stop()
         tasks = [*self._sessions, *self._turned_away]
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=timeout_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late, timeout=timeout_s)
+            ended = asyncio.gather(*tasks, return_exceptions=True)
+            waited = asyncio.ensure_future(enough.wait())
+            await asyncio.wait((ended, waited), return_when=asyncio.FIRST_COMPLETED)
+            waited.cancel()
+            ended.cancel()  # and with it each one that has not ended
+            await asyncio.wait(tasks, timeout=CUT_OFF_S)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_A_TURN):

@@ -67,8 +67,8 @@ class Service(Protocol):
     async def ready(self) -> None:
         """Wait until requests can be served. Raises JobError `shutting_down`."""
 
-    def transcribe(self, source_fd: int, options: Options, *, label: str) -> Transcript:
-        """Start on a file or a pipe; owns the descriptor from the call on."""
+    def transcribe(self, source_fd: int, options: Options, *, label: str, owner: int) -> Transcript:
+        """Start on a file or a pipe for the user `owner`; owns the descriptor from the call on."""
 
     async def status(self) -> dict[str, Any]:
         """Everything `svctl status` shows."""

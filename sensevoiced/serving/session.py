@@ -12,11 +12,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from sensevoiced import __version__
+from sensevoiced.descriptors import close_later
 from sensevoiced.jobs import JobError
 from sensevoiced.serving.inbox import Inbox
 from sensevoiced.serving.job import Job
-from sensevoiced.serving.source import close_later
-from sensevoiced.serving.transport import ConnectionLost
+from sensevoiced.serving.transport import SHORTAGE_RETRY_MS, ConnectionLost
 from svctl.wire import REQUESTS, VERSION_MAJOR, VERSION_MINOR, ProtocolError, WireError, check, encode
 
 if TYPE_CHECKING:
@@ -182,7 +182,13 @@ class Session:
             error.request = request
             raise
         fd = self._inbox.take_fd() if message["source"] == "fd" else None
-        job = Job(message, fd, ticket, self._admission.limits)
+        try:
+            job = Job(message, fd, ticket, self._admission.limits)
+        except OSError:  # no descriptor is left for the upload's pipe
+            ticket.release()
+            self._metrics.jobs_rejected += 1
+            sentence = "The daemon has no descriptor left for another upload."
+            raise WireError("busy", sentence, request=request, retry_after_ms=SHORTAGE_RETRY_MS) from None
         self._jobs[request] = job
         self._idle.clear()
         job.task = self._group.create_task(self._work(job))
@@ -282,6 +288,7 @@ class Session:
             await self._stream.send(encode(message))
 
     def _ended(self) -> None:
+        self._inbox.restart_idle()
         if not self._jobs:
             self._idle.set()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -17,12 +18,19 @@ import threading
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sensevoiced.descriptors import close_later
 from sensevoiced.jobs import JobError
+from sensevoiced.serving.transport import SHORTAGE_RETRY_MS
+from svctl.wire import WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _T = TypeVar("_T")
+
+MAX_HANGING, MAX_HANGING_PER_USER = 64, 32
+"""Calls that were given up and have not returned: each holds a thread for as long as its file system hangs.
+Half of them is what one user's file systems may hold."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -33,14 +41,69 @@ _KINDS = (
 )
 
 
+class _Call:
+    """One call on a thread of its own, for a user."""
+
+    def __init__(self, owner: int) -> None:
+        self.owner = owner
+        self.over = False
+
+
+class Hanging:
+    """Calls that still run though nobody waits for them any more; safe from any thread.
+
+    Those that are waited for need no limit of their own: admission limits their jobs.
+    """
+
+    def __init__(self) -> None:
+        """None so far."""
+        self._lock = threading.Lock()
+        self._calls: set[_Call] = set()
+
+    def check(self, owner: int) -> None:
+        """Raise WireError `busy` where there are too many for one more to be risked."""
+        with self._lock:
+            owners = [call.owner for call in self._calls]
+        own = owners.count(owner)
+        if len(owners) >= MAX_HANGING or own >= MAX_HANGING_PER_USER:
+            sentence = (
+                f"{len(owners)} files are on file systems that do not answer, {own} of them user {owner}'s."
+            )
+            raise WireError("busy", sentence, retry_after_ms=SHORTAGE_RETRY_MS)
+
+    def given_up(self, call: _Call) -> None:
+        """Count a call from here on, unless it is over."""
+        with self._lock:
+            if not call.over:
+                self._calls.add(call)
+
+    def over(self, call: _Call) -> None:
+        """A call has returned."""
+        with self._lock:
+            call.over = True
+            self._calls.discard(call)
+
+
+_hanging = Hanging()
+"""Of the process, as threads are."""
+
+
 async def on_thread(
-    work: Callable[[], _T], timeout_s: float, dispose: Callable[[_T], None] = lambda _: None
+    work: Callable[[], _T],
+    timeout_s: float,
+    dispose: Callable[[_T], None] = lambda _: None,
+    *,
+    owner: int,
 ) -> _T:
-    """Run `work` on a new thread, for at most `timeout_s`. Raises JobError `timeout`.
+    """Run `work` for the user `owner` on a new thread, for at most `timeout_s`.
+
+    Raises JobError `timeout`, and WireError `busy` where too many hang already: `work` is not tried then.
 
     A thread of its own, not a pool's: calls that hang must neither take the turns of others nor hold up the
     exit of the process. Where nobody waits for the result any more it goes to `dispose`.
     """
+    _hanging.check(owner)
+    call = _Call(owner)
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 
@@ -60,15 +123,23 @@ async def on_thread(
             outcome: tuple[_T | None, BaseException | None] = (None, error)
         else:
             outcome = (result, None)
+        finally:
+            _hanging.over(call)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(settle, *outcome)
 
-    threading.Thread(target=main, name="source", daemon=True).start()
+    try:
+        threading.Thread(target=main, name="source", daemon=True).start()
+    except RuntimeError:
+        sentence = "The daemon can start no further thread."
+        raise WireError("busy", sentence, retry_after_ms=SHORTAGE_RETRY_MS) from None
     try:
         async with asyncio.timeout(timeout_s):
             return await _or_dispose(future, dispose)
     except TimeoutError:
         raise JobError("timeout", f"The file's file system did not answer within {timeout_s:g} s.") from None
+    finally:
+        _hanging.given_up(call)
 
 
 async def _or_dispose(future: asyncio.Future[_T], dispose: Callable[[_T], None]) -> _T:
@@ -83,14 +154,6 @@ async def _or_dispose(future: asyncio.Future[_T], dispose: Callable[[_T], None])
 
 def _dispose_later(dispose: Callable[[_T], None], result: Any) -> None:
     threading.Thread(target=dispose, args=(result,), daemon=True).start()
-
-
-def close_later(fd: int) -> None:
-    """Close a stranger's descriptor off the loop.
-
-    The last close of a socket that lingers, or of a FUSE file, may block.
-    """
-    threading.Thread(target=os.close, args=(fd,), daemon=True).start()
 
 
 def examine(fd: int) -> int:
@@ -127,7 +190,9 @@ def open_path(path: str) -> tuple[int, int]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
-        raise JobError("not_found", f"The file cannot be opened: {error.strerror}.") from None
+        # Which of the two it was decides whether the same request can succeed later.
+        code = "busy" if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) else "not_found"
+        raise JobError(code, f"The file cannot be opened: {error.strerror}.") from None
     except ValueError:
         raise JobError("not_found", "The file cannot be opened: its name holds a zero byte.") from None
     return fd, examine(fd)

@@ -21,6 +21,11 @@ RECEIVE_BYTES = 64 * 2**10
 """Per recvmsg: what a Unix socket holds by default is about 200 KiB, and one connection's turn on the loop
 should be short."""
 
+SHORTAGE_RETRY_MS = 1_000
+"""When to come back to a daemon that has run out of descriptors or threads: requests end all the time."""
+HANG_UP_POLL_S = 0.5
+"""How often a hang-up is looked for where there is no descriptor left to be told of it."""
+
 _ONE_FD = socket.CMSG_LEN(array.array("i").itemsize)
 """Exactly one descriptor: CMSG_SPACE would leave room for two, thanks to its padding. The kernel closes what
 does not fit."""
@@ -70,9 +75,8 @@ class Stream:
                     os.close(fd)
                 if descriptors:
                     raise ProtocolError("protocol", "More than one descriptor came with one message.")
-                raise WireError(
-                    "busy", "The daemon has no descriptor left to receive the file's.", retry_after_ms=1000
-                )
+                sentence = "The daemon has no descriptor left to receive the file's."
+                raise WireError("busy", sentence, retry_after_ms=SHORTAGE_RETRY_MS)
             return data, descriptors[0] if descriptors else None
 
     async def _readable(self) -> None:
@@ -147,7 +151,16 @@ class Stream:
         An epoll that asks for nothing still reports EPOLLHUP, and is itself readable then: no polling, no
         byte consumed.
         """
-        with select.epoll() as watch:
+        try:
+            watch = select.epoll()
+        except OSError:
+            # The shortage is ours, and says nothing of the peer; poll() needs no descriptor.
+            look = select.poll()
+            look.register(self._fd, 0)
+            while not look.poll(0):  # noqa: ASYNC110 - see HANG_UP_POLL_S
+                await asyncio.sleep(HANG_UP_POLL_S)
+            return
+        with watch:
             watch.register(self._fd, 0)
             gone = self._loop.create_future()
             self._loop.add_reader(watch.fileno(), _settle, gone)

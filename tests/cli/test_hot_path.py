@@ -37,7 +37,8 @@ def imported(environment, tmp_path, *words):
         ["ping"],
         ["transcribe", "first.wav"],
         ["transcribe", "-l", "en", "--no-itn", "--tags=emoji", "-t", "-q", "--wait", "3", "first.wav"],
-        ["transcribe", "-f", "srt", "first.wav", "absent.wav"],
+        ["transcribe", "first.wav", "absent.wav"],
+        ["transcribe", "-f", "srt", "first.wav"],
         ["status"],
     ],
 )

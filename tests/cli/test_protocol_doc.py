@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import svctl
-from sensevoiced.config import ServingConfig
+from sensevoiced.config import FrontendConfig, ServingConfig
+from sensevoiced.serving.source import MAX_HANGING, MAX_HANGING_PER_USER
 from svctl import wire
 
 DOCUMENT = Path(svctl.__file__).with_name("PROTOCOL.md")
@@ -100,8 +101,13 @@ SETTINGS = (
         "write_timeout_s",
         "max_write_buffer_bytes",
     ),
-    *("max_connections", "max_connections_per_uid", "max_jobs", "max_jobs_per_connection"),
+    *("max_connections", "max_connections_per_uid"),
+    *("max_jobs", "max_jobs_per_uid", "max_jobs_per_connection", "max_upload_buffer_bytes"),
     *("max_queued_audio_s", "max_queued_audio_per_uid_s", "drain_timeout_s"),
+)
+FRONTEND_SETTINGS = (
+    *("decode_timeout_s", "max_duration_s", "max_whole_s", "max_spool_bytes"),
+    *("min_sample_rate_hz", "max_sample_rate_hz", "max_channels"),
 )
 
 
@@ -137,9 +143,11 @@ def test_errors_and_limits_are_those_of_the_code():
     assert f"version {wire.VERSION_MAJOR}.{wire.VERSION_MINOR}" in document()
     for name in CONSTANTS:
         assert f"| `{name}` | {getattr(wire, name)} |" in document(), name
-    limits = ServingConfig()
-    for name in SETTINGS:
-        assert f"| `{name}` | {getattr(limits, name):.0f} |" in document(), name
+    for limits, names in ((ServingConfig(), SETTINGS), (FrontendConfig(), FRONTEND_SETTINGS)):
+        for name in names:
+            assert f"| `{name}` | {getattr(limits, name):.0f} |" in document(), name
+    text = f"while {MAX_HANGING_PER_USER} files of one user ({MAX_HANGING} of all)"
+    assert text in document()
 
 
 def test_the_example_client_works(server, tmp_path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import grp
 import json
 import os
 import pty
+import pwd
 import select
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,19 @@ def files(tmp_path):
     (tmp_path / "first.wav").write_text("hello\nworld")
     (tmp_path / "second.wav").write_text("你好", encoding="utf-8")
     return tmp_path
+
+
+@pytest.fixture
+def obey_modes():
+    """Settings of a process for which file modes count, also where root runs the tests."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def drop():
+        # root reads everything by these two capabilities; without them it is told EACCES like everybody
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; takes effect with exec
+
+    return {"preexec_fn": drop} if os.geteuid() == 0 else {}
 
 
 def test_ping_names_the_daemon_and_its_socket(svctl, server):
@@ -156,40 +172,38 @@ def test_options_reach_the_daemon(svctl, server, files):
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "code", "sentence"),
     [
-        ("absent.wav", "absent.wav cannot be opened: No such file or directory."),
-        ("folder", "folder is a folder and not a regular file; name the files in it."),
-        ("fifo", f"fifo is a pipe and not a regular file; {STREAM}"),
-        ("/dev/null", f"/dev/null is a device and not a regular file; {STREAM}"),
-        ("a" * 300, f"{'a' * 300} cannot be opened: File name too long."),
+        ("absent.wav", "not_found", "absent.wav cannot be opened: No such file or directory."),
+        ("", "not_found", "'' cannot be opened: No such file or directory."),
+        ("folder", "not_a_file", "folder is a folder and not a regular file; name the files in it."),
+        ("fifo", "not_a_file", f"fifo is a pipe and not a regular file; {STREAM}"),
+        ("socket", "not_a_file", "socket is a socket and not a regular file."),
+        ("/dev/null", "not_a_file", f"/dev/null is a device and not a regular file; {STREAM}"),
+        ("a" * 300, "not_found", f"{'a' * 300} cannot be opened: File name too long."),
     ],
 )
-def test_what_is_no_readable_file_is_told_without_the_daemon(svctl, server, files, name, sentence):
-    """F18, F20: svctl itself says what is wrong with a name, exits 66, and goes on to the next file."""
+def test_what_is_no_readable_file_is_told_without_the_daemon(  # noqa: PLR0917 - a table of three
+    svctl, server, files, name, code, sentence
+):
+    """F18, F20: svctl itself says what is wrong with a name, and goes on to the next file."""
     (files / "folder").mkdir()
     os.mkfifo(files / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(files / "socket"))
     status, out, err = svctl("transcribe", "-f", "jsonl", name, "second.wav")
-    assert (status, err) == (66, f"svctl: {sentence}\n")
+    assert (status, err) == ({"not_found": 66, "not_a_file": 72}[code], f"svctl: {sentence}\n")
     failed, transcribed = map(json.loads, out.splitlines())
-    assert failed == {"file": name, "error": {"code": "not_found", "message": sentence}}
+    assert failed == {"file": name, "error": {"code": code, "message": sentence}}
     assert transcribed["text"] == "你好"
     assert len(server.requests) == 1
 
 
-def test_an_unreadable_file_is_told_without_the_daemon(svctl, server, files):
-    """F20: the client's own EACCES is reported by svctl, exit status 66."""
+def test_an_unreadable_file_is_told_without_the_daemon(svctl, server, files, obey_modes):
+    """F20: the client's own EACCES is reported by svctl, with an exit status that no missing file has."""
     (files / "first.wav").chmod(0)
-    prctl = ctypes.CDLL(None).prctl
-
-    def obey_modes():
-        # root reads everything by these two capabilities; without them it is told EACCES like everybody
-        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; takes effect with exec
-
-    settings = {"preexec_fn": obey_modes} if os.geteuid() == 0 else {}
-    refused = (66, "", "svctl: first.wav cannot be opened: Permission denied.\n")
-    assert svctl("transcribe", "first.wav", **settings) == refused
+    refused = (77, "", "svctl: first.wav cannot be opened: Permission denied.\n")
+    assert svctl("transcribe", "first.wav", **obey_modes) == refused
 
 
 @pytest.mark.parametrize("code", sorted(wire.ERRORS))
@@ -233,6 +247,13 @@ def test_the_first_failure_decides_the_exit_status(svctl, serve, files):
         ["transcribe", "-l", "zn", "x.wav"],
         ["transcribe", "-f", "doc", "x.wav"],
         ["transcribe", "--wait", "-3", "x.wav"],
+        ["transcribe", "--wait", "nan", "x.wav"],
+        ["transcribe", "--wait=1e400", "x.wav"],
+        ["status", "--wait", "99999999999999999999999"],
+        ["transcribe", "-t", "-f", "json", "x.wav"],
+        ["transcribe", "-f", "srt", "x.wav", "y.wav"],
+        ["transcribe", "-f", "vtt", "x.wav", "y.wav"],
+        ["transcribe", "-f", "tsv", "x.wav", "y.wav"],
         ["transcribe", "--nonsense", "x.wav"],
         ["transcribe", "-i.wav"],
         ["status", "x"],
@@ -259,6 +280,115 @@ def test_help_and_version_need_no_daemon(svctl):
     for word in ("transcribe", "status", "ping", "reload"):
         assert word in svctl("--help")[1]
     assert "--no-itn" in svctl("transcribe", "--help")[1]
+
+
+def test_help_that_cannot_be_written_is_one_sentence(start, svctl):
+    """Help into a full disk is status 74, into a reader that has gone 141, as every other output."""
+    with Path("/dev/full").open("wb") as full:
+        for words in (["--help"], ["transcribe", "--help"], ["--version"], []):
+            assert svctl(*words, stdout=full) == (
+                74,
+                "",
+                "svctl: Standard output cannot be written: No space left on device.\n",
+            )
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert svctl("--help", stdout=writer) == (141, "", "")
+    os.close(writer)
+
+
+def test_completion_reaches_the_shell(svctl):
+    """What a shell asks for completing is answered."""
+    status, out, _ = svctl(env={"_SVCTL_COMPLETE": "zsh_source"})
+    assert (status, "compdef" in out) == (0, True)
+
+
+def test_an_interrupt_while_modules_load_is_quiet(environment, tmp_path):
+    """Ctrl-C before svctl has read its words is status 130, not a traceback."""
+    code = (
+        "import sys\n"
+        "import svctl.__main__ as main\n"
+        "class Impatient:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'svctl.options': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Impatient())\n"
+        "sys.exit(main.main())\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, "ping"], cwd=tmp_path, env=environment, capture_output=True, timeout=60
+    )
+    assert (process.returncode, process.stderr) == (130, b"")
+
+
+def test_what_is_no_socket_is_named_so(svctl, tmp_path):
+    """A file or a folder in the socket's place is no daemon that needs a start."""
+    for place in ("/etc/passwd", tmp_path):
+        assert svctl("ping", "--socket", place) == (69, "", f"svctl: {place} is not a socket.\n")
+
+
+def test_a_socket_for_others_names_the_group_to_join(svctl, tmp_path, obey_modes):
+    """EACCES on a socket that a group may use names the command; without a group there is none to name."""
+    path = tmp_path / "closed.sock"
+    gid = next(entry.gr_gid for entry in grp.getgrall() if entry.gr_gid) if obey_modes else os.getgid()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        os.chown(path, -1, gid)
+        path.chmod(0o060)
+        user, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(gid).gr_name
+        remedy = f"which takes a new login after: sudo usermod -aG {group} {user}."
+        sentence = f"This user may not connect to {path}; its group may, {remedy}"
+        assert svctl("ping", "--socket", path, **obey_modes) == (77, "", f"svctl: {sentence}\n")
+        path.chmod(0)
+        assert svctl("ping", "--socket", path, **obey_modes) == (
+            77,
+            "",
+            f"svctl: This user may not connect to {path}.\n",
+        )
+
+
+def test_a_folder_that_hides_the_socket_is_named(svctl, tmp_path, obey_modes):
+    """Where svctl cannot even see whether there is a socket, it says so and promises no group."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0)
+    path = tmp_path / "closed" / "api.sock"
+    sentence = f"This user may not look into {path.parent}, where the daemon's socket should be."
+    assert svctl("ping", "--socket", path, **obey_modes) == (77, "", f"svctl: {sentence}\n")
+
+
+def test_no_patience_is_enough_for_an_idle_daemon(svctl, server, files):
+    """--wait 0 does not wait for a loading or full daemon; one that is ready answers."""
+    assert svctl("ping", "--wait", "0")[0] == 0
+    assert svctl("status", "--wait=0")[0] == 0
+    assert svctl("transcribe", "--wait", "0", "-f", "plain", "first.wav") == (0, "hello world\n", "")
+
+
+def test_a_reload_waits_for_a_loading_daemon(svctl, serve):
+    """A daemon that says when to come back is asked again, unless nobody wants to wait."""
+    refusals = [1, 1]
+
+    def script(peer, message):
+        if refusals:
+            busy = {"type": "error", "code": "busy", "message": "Loading.", "retry_after_ms": refusals.pop()}
+            peer.send(busy | {"id": message["id"]})
+        else:
+            peer.answer(message)
+
+    server = serve(script)
+    assert svctl("reload") == (0, "The configuration has been read again.\n", "")
+    assert len(server.requests) == 3
+    refusals.append(1)
+    assert svctl("reload", "--wait", "0") == (75, "", "svctl: Loading.\n")
+
+
+def test_a_daemon_that_starts_is_waited_for_when_asked(start, serve, tmp_path):
+    """--wait S covers a socket that is not there yet; without it svctl fails at once."""
+    process = start("transcribe", "--wait", "60", "-f", "plain", "-", stdin=subprocess.PIPE)
+    assert start("transcribe", "x.wav").wait(60) == 69
+    assert process.poll() is None
+    serve()
+    assert process.communicate(b"late", timeout=60) == (b"late\n", b"")
+    assert start("ping", "--wait", "0.1", "--socket", tmp_path / "never").wait(60) == 69
 
 
 def test_no_daemon_is_one_sentence_with_the_remedy(svctl, tmp_path):
@@ -381,7 +511,7 @@ def test_a_terminal_on_standard_input_is_refused(svctl, server):
     finally:
         os.close(leader)
         os.close(follower)
-    assert (status, "terminal" in err) == (66, True)
+    assert (status, "terminal" in err) == (72, True)
 
 
 def test_busy_is_tried_again(svctl, serve, files):
@@ -432,7 +562,7 @@ def test_a_refused_stream_is_sent_again_from_its_start(svctl, serve):
     assert svctl("transcribe", "-f", "plain", "-", data=b"all of it") == (0, "all of it\n", "")
 
 
-@pytest.mark.parametrize("patience", ["--no-wait", "--wait=0.2"])
+@pytest.mark.parametrize("patience", ["--no-wait", "--wait=0", "--wait=0.2"])
 def test_patience_with_a_full_daemon_ends(svctl, serve, files, patience):
     """F17: a daemon that stays full ends the request with status 75 once patience is over."""
 
@@ -443,7 +573,7 @@ def test_patience_with_a_full_daemon_ends(svctl, serve, files, patience):
 
     server = serve(refuse)
     assert svctl("transcribe", patience, "first.wav") == (75, "", "svctl: first.wav: Full.\n")
-    assert (len(server.requests) > 1) == (patience != "--no-wait")
+    assert (len(server.requests) > 1) == (patience == "--wait=0.2")
 
 
 def test_too_many_connections_are_waited_for(svctl, serve):
@@ -560,7 +690,87 @@ def test_a_folder_gets_a_file_per_recording(svctl, server, files):
     )
     assert listed(files / "texts") == ["first.txt", "second.txt"]
     assert (files / "texts/first.txt").read_text("utf-8") == "[EN][NEUTRAL] hello\n[EN][NEUTRAL] world\n"
-    assert svctl("transcribe", "-o", "first.wav", "second.wav")[0] == 73
+
+
+def test_a_transcript_that_cannot_be_written_is_only_that_one(svctl, server, files):
+    """A name without room for its extension and a folder in the way are told; the others are written."""
+    longest = "n" * 251  # with .wav the 255 bytes of NAME_MAX; .jsonl does not fit any more
+    (files / f"{longest}.wav").write_text("x")
+    (files / "out" / "first.jsonl").mkdir(parents=True)
+    status, out, err = svctl("transcribe", "-f", "jsonl", "-o", "out", f"{longest}.wav", *BOTH)
+    assert (status, out) == (73, "")
+    assert err.splitlines() == [
+        f"svctl: {longest}.wav: out/{longest}.jsonl cannot be written: File name too long.",
+        "svctl: first.wav: out/first.jsonl cannot be written: Is a directory.",
+    ]
+    assert listed(files / "out") == ["first.jsonl", "second.jsonl"]
+    assert svctl("transcribe", "-o", "out", f"{longest}.wav")[0] == 0
+    assert (files / "out" / f"{longest}.txt").is_file()
+
+
+def test_a_transcript_never_replaces_a_recording(svctl, server, files):
+    """Neither its own recording nor another one of the run, by whatever link; older transcripts it does."""
+    (files / "first.txt").write_text("old")
+    (files / "third.txt").write_text("three")
+    (files / "third.wav").write_text("other")
+    (files / "second.txt").hardlink_to(files / "third.txt")
+    kept = "is a recording of this run and is not replaced by a transcript."
+    status, _, err = svctl("transcribe", "-o", ".", "third.txt", "second.wav", "first.wav")
+    assert (status, err.splitlines()) == (
+        73,
+        [f"svctl: third.txt: third.txt {kept}", f"svctl: second.wav: second.txt {kept}"],
+    )
+    assert (files / "third.txt").read_text() == "three"
+    assert (files / "first.txt").read_text() == "[EN][NEUTRAL] hello\n[EN][NEUTRAL] world\n"
+    assert svctl("transcribe", "-o", ".", "-0", data=b"third.txt")[0] == 73
+    (files / "stdin.txt").write_text("piped")
+    with (files / "stdin.txt").open("rb") as file:
+        assert svctl("transcribe", "-o", ".", "-", stdin=file)[0] == 73
+    assert (files / "stdin.txt").read_text() == "piped"
+
+
+@pytest.mark.parametrize(
+    ("folder", "sentence"),
+    [
+        ("first.wav", "first.wav is not a folder."),
+        ("first.wav/sub", "The folder first.wav/sub cannot be made: Not a directory."),
+        ("closed", "This user may not write into the folder closed."),
+        ("closed/sub", "The folder closed/sub cannot be made: Permission denied."),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told_first(svctl, files, obey_modes, folder, sentence):
+    """Nothing is transcribed whose transcript has no place: not even the daemon is looked for."""
+    (files / "closed").mkdir()
+    (files / "closed").chmod(0)
+    assert svctl("transcribe", "-o", folder, *BOTH, **obey_modes) == (73, "", f"svctl: {sentence}\n")
+
+
+def test_formats_of_one_recording_take_one(svctl, server, files):
+    """Two subtitle files in one stream are none; a list of names may hold one, a folder takes all."""
+    refused = "-f srt holds one recording; several need -o FOLDER, which gets a file for each."
+    assert svctl("transcribe", "-f", "srt", *BOTH) == (64, "", f"svctl: {refused}\n")
+    assert svctl("transcribe", "-f", "srt", "-0", data=b"first.wav\0second.wav") == (
+        64,
+        "",
+        f"svctl: {refused}\n",
+    )
+    assert server.requests == []
+    one = svctl("transcribe", "-f", "srt", "-0", data=b"second.wav\0")
+    assert one == (0, "1\n00:00:00,000 --> 00:00:01,500\n你好\n\n", "")
+    assert svctl("transcribe", "-f", "srt", "-o", "subs", "-0", data=b"first.wav\0second.wav")[0] == 0
+
+
+def test_events_without_speech_leave_no_blank_line(svctl, serve, files):
+    """-f text --tags none is the text alone."""
+
+    def script(peer, message):
+        for index, text in enumerate(("one", "", "two")):
+            peer.send(segment(message["id"], index, text))
+        peer.send(done(message["id"], 3))
+
+    serve(script)
+    assert svctl("transcribe", "--tags", "none", "first.wav")[1] == "one\ntwo\n"
+    assert svctl("transcribe", "--tags", "none", "-t", "first.wav")[1] == "[0.00-1.50] one\n[4.00-5.50] two\n"
 
 
 def test_odd_names_are_names(svctl, server, files):

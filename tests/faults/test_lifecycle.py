@@ -187,6 +187,19 @@ def test_f29_a_second_signal_ends_at_once(start):
         assert client.events(1)[-1]["code"] == "shutting_down"
 
 
+def test_f29_a_second_signal_ends_what_comes_after_the_drain_too(start):
+    """A client that does not take its last answers, and a batch that does not end, hold nobody up."""
+    daemon = start(settings="[serving]\ndrain_timeout_s = 0.05")
+    with daemon.client() as client:
+        ask(client, 1, script({"say": "x", "engine_gate": "never"}))
+        daemon.wait_engine_at("never")
+        daemon.signal(signal.SIGTERM)
+        assert client.events(1)[-1]["code"] == "shutting_down"  # the drain is over, the batch is not
+        daemon.signal(signal.SIGTERM)
+        assert daemon.wait_end(10.0) == 0
+    assert "told to stop again" in daemon.text()
+
+
 def test_f30_many_reloads_under_load_lose_nothing(start, manager):
     """20 SIGHUPs, good and bad settings in turn.
 

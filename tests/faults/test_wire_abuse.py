@@ -48,11 +48,20 @@ def test_f02_the_largest_frames_are_read(daemon):
     with daemon.client(hello=False) as client:
         hello = {**HELLO, "padding": ""}
         hello["padding"] = "x" * (MAX_HELLO_BYTES - len(msgpack.packb(hello)) - 2)
-        ping = {"type": "ping", "id": 1, **{f"p{n}": bytes(200_000) for n in range(5)}}
+        audio = {"type": "audio", "id": 1, **{f"p{n}": bytes(200_000) for n in range(5)}}
+        audio["data"] = bytes(MAX_FRAME_BYTES - len(msgpack.packb(audio)) - 8)
         assert len(msgpack.packb(hello)) == MAX_HELLO_BYTES
-        client.send_raw(encode(hello) + encode(ping))
+        assert len(msgpack.packb(audio)) == MAX_FRAME_BYTES
+        client.send_raw(encode(hello) + encode(audio))
         assert client.receive()["type"] == "welcome"
-        assert client.receive() == {"type": "pong", "id": 1}
+        assert client.receive()["code"] == "invalid_request"  # there is no upload of that id
+
+
+def test_f02_only_audio_is_large(daemon):
+    """Above 64 KiB no other request has a reason to be."""
+    with daemon.client() as client:
+        client.send({"type": "ping", "id": 1, "padding": bytes(MAX_HELLO_BYTES)})
+        assert only_error(client.until_closed()) == "frame_too_large"
 
 
 @pytest.mark.parametrize("sent", [b"", encode(HELLO)[:1], encode(HELLO)[:9]])
@@ -93,6 +102,10 @@ BOMBS = {
     "100,000 nested arrays": b"\x91" * 60_000,
     "a map of 4 G entries": b"\xdf\xff\xff\xff\xff",
     "an array of 4 G entries": b"\x81\xa1a\xdd\xff\xff\xff\xff",
+    "a list in a ping": b"\x83\xa4type\xa4ping\xa2id\x01\xa1a\x91\x01",
+    "60,000 empty lists in a ping": b"\x83\xa4type\xa4ping\xa2id\x01\xa1a"
+    + (b"\xdc\x00\x0f" + (b"\xdc\x0f\xa0" + b"\x90" * 4_000) * 15),
+    "a map in a ping": b"\x83\xa4type\xa4ping\xa2id\x01\xa1a\x81\xa1b\x01",
     "an extension type": b"\x81\xa1a\xc7\x00\x05",
     "a timestamp": b"\x81\xa1a\xd6\xff\x00\x00\x00\x00",
     "an int key": b"\x81\x01\x02",

@@ -213,8 +213,8 @@ class FakeFrontend:
     async def close(self):
         pass
 
-    def utterances(self, source_fd, options, *, label):
+    def utterances(self, source_fd, options, *, label, owner=0):
         return FakeRun(source_fd, self._control)
 
     def snapshot(self):
-        return SimpleNamespace(children=())
+        return SimpleNamespace(children=(), crashed=0, timeouts=0)

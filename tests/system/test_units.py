@@ -12,6 +12,8 @@ import pytest
 
 from sensevoiced import settings
 from sensevoiced.config import Config
+from sensevoiced.daemon import CLOSE_S
+from sensevoiced.serving.server import CUT_OFF_S
 
 KINDS = ("system", "user")
 MAX_EXPOSURE = 1.0
@@ -81,7 +83,8 @@ def test_stopping_leaves_time_to_drain(systemd, folder):
     """The daemon's own time to finish accepted requests ends before systemd kills it."""
     directives = dict(_directives(systemd / folder / "sensevoiced.service"))
     config = settings.load({}, {"HOME": "/nonexistent"})
-    assert config.serving.drain_timeout_s < float(directives["TimeoutStopSec"])
+    ending_s = config.serving.drain_timeout_s + CLOSE_S + CUT_OFF_S
+    assert ending_s < float(directives["TimeoutStopSec"])
     assert directives["Type"] == "notify"
     assert directives["ExecReload"].endswith("kill -HUP $MAINPID")
     assert directives["RestartPreventExitStatus"] == "78", "a bad configuration is not retried"
@@ -97,8 +100,21 @@ def test_the_socket_outlives_a_restart(systemd, folder):
     assert socket["ListenStream"].endswith("/sensevoice/api.sock")
 
 
+def test_the_service_cannot_change_what_root_fetches_into(systemd):
+    """No directive gives the daemon's user a folder for its state, or a writable path but a private /tmp."""
+    names = {name for name, _ in _directives(systemd / "sensevoiced.service")}
+    assert names & {"StateDirectory", "ReadWritePaths", "BindPaths"} == set()
+    assert ("ProtectSystem", "strict") in _directives(systemd / "sensevoiced.service")
+    owners = re.findall(r"(?m)^d (\S+) (\S+) (\S+) (\S+)", _tmpfiles(systemd).read_text())
+    assert {(mode, user, group) for _, mode, user, group in owners} == {("0755", "root", "root")}
+
+
+def _tmpfiles(systemd):
+    return systemd / "tmpfiles.d" / "sensevoiced.conf"
+
+
 def test_sysusers_and_tmpfiles_agree_with_the_units(systemd, tmp_path):
-    """The user that the service runs as is created, and owns the folder where models are fetched to."""
+    """The user that the service runs as is created, and the folder where the service looks for models."""
     for program, file in (("systemd-sysusers", "sysusers.d"), ("systemd-tmpfiles", "tmpfiles.d")):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
@@ -116,12 +132,14 @@ def test_sysusers_and_tmpfiles_agree_with_the_units(systemd, tmp_path):
         "systemd-tmpfiles",
         "--create",
         f"--root={root}",
-        str(systemd / "tmpfiles.d" / "sensevoiced.conf"),
+        str(_tmpfiles(systemd)),
     ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
-    state = root / "var" / "lib" / service["StateDirectory"] / "models"
-    assert state.is_dir()
+    variable, _, value = service["Environment"].partition("=")
+    # The service's HOME is that of its user, and does not decide.
+    models_dir = settings.load({}, {variable: value, "HOME": "/var/lib/sensevoice"}).models_dir
+    assert (root / models_dir.relative_to("/")).is_dir()
 
 
 def _uncommented(text):

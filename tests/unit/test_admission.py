@@ -57,6 +57,19 @@ def test_jobs_are_capped_by_connection_and_in_all():
     assert caught.value.retry_after_ms == MIN_RETRY_MS
 
 
+def test_jobs_are_capped_by_user():
+    """One user's jobs, however many connections they come over, leave room for another's."""
+    door = admission(max_jobs_per_uid=2)
+    ticket = door.admit(ALICE, 0)
+    door.admit(ALICE, 0)
+    with pytest.raises(WireError, match=f"User {ALICE} has 2 unfinished requests") as caught:
+        door.admit(ALICE, 0)
+    assert caught.value.code == "busy"
+    door.admit(BOB, 0)
+    ticket.release()
+    door.admit(ALICE, 0)
+
+
 def test_f17_queued_audio_is_capped_by_user_and_in_all():
     """What no longer fits is `busy`; what comes to an empty queue fits, whatever its length."""
     door = admission()

@@ -464,3 +464,38 @@ def test_a_descriptor_that_cannot_be_read_is_refused(tmp_path):
                 Recording(fd, FrontendConfig())
         finally:
             os.close(fd)
+
+
+def test_a_file_that_libav_reads_whole_is_whole(monkeypatch):
+    """Where libsndfile fails on its first read and libav then reads everything, nothing is missing."""
+
+    def fail(*_, **__):
+        raise soundfile.LibsndfileError(0)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", fail)
+    samples, recording = decode(with_soundfile(tone(16000), 16000, "FLAC"))
+    assert_is_the_tone(samples)
+    assert not recording.truncated
+
+
+def test_arrivals_of_a_stream_are_told_and_a_listener_that_left_ends_it():
+    """Each part that comes is told of; an error of the listener calls the job off, not the decoder."""
+    told = []
+
+    def listen(decoded_s):
+        told.append(decoded_s)
+        if len(told) > 1:
+            raise BrokenPipeError
+
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, with_soundfile(tone(16000, seconds=0.1), 16000))
+        recording = Recording(reader, FrontendConfig(), on_bytes=listen)
+        assert told == [0.0]
+        os.write(writer, bytes(2000))
+        with pytest.raises(Stopped):
+            list(recording.blocks())
+        assert len(told) == 2
+    finally:
+        os.close(reader)
+        os.close(writer)

@@ -168,27 +168,6 @@ def test_cancelling_a_waiter_drops_its_queued_utterance():
     assert model.batches == [[0], [1, 3]]
 
 
-def test_cancelling_a_job_drops_what_is_queued_and_discards_what_is_running():
-    """Every waiter of the job gets `cancelled` at once, others their results, and nothing stays behind."""
-    model = FakeModel()
-
-    async def scene() -> None:
-        async with batching(model) as batcher:
-            running = ask(batcher, 1, job=7)
-            await model.running()
-            later = [ask(batcher, 2, job=7), ask(batcher, 3, job=8)]
-            await queued(batcher, 2)
-            batcher.cancel(7)
-            await asyncio.wait([running, later[0]])
-            assert [outcome(running), outcome(later[0])] == ["cancelled", "cancelled"]
-            assert batcher.snapshot().queued_utterances == 1
-            model.gate.set()
-            assert (await later[1]).text == "text 3"
-
-    asyncio.run(scene())
-    assert model.batches == [[1], [3]]
-
-
 def test_out_of_memory_divides_the_batch_with_the_same_results():
     """A batch that does not fit is halved until it does, and every utterance gets its own answer."""
     model = FakeModel(fits=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,65 @@ def test_a_socket_that_cannot_be_used_is_a_sentence(tmp_path):
         with pytest.raises(wire.WireError) as caught:
             connect(bad, patience_s=0, environ={})
         assert (caught.value.code, caught.value.exit_status) == ("unavailable", 69)
+
+
+def test_a_socket_that_is_not_there_yet_is_waited_for_when_asked(path, monkeypatch):
+    """A missing socket, then a stale one, then a daemon: the client stays until it answers."""
+    servers = []
+
+    def pause(_seconds):
+        if not Path(path).exists():
+            with socket.socket(socket.AF_UNIX) as stale:
+                stale.bind(path)
+        else:
+            Path(path).unlink()
+            servers.append(FakeServer(path).__enter__())
+
+    monkeypatch.setattr("svctl.connect.time.sleep", pause)
+    with pytest.raises(wire.WireError, match="No daemon listens"):
+        connect(path, patience_s=60)  # not asked: at once
+    client = connect(path, patience_s=60, absent_s=60)
+    assert (client.server, len(servers)) == ("fake/1.0", 1)
+    client.close()
+    servers[0].__exit__()
+
+
+def test_waiting_for_a_socket_ends(path, tmp_path):
+    """A daemon that never comes is told after the time that was given, and what cannot come at once."""
+    (tmp_path / "file").write_text("x")
+    for bad, absent_s in ((path, 0.1), (f"{tmp_path}/file/api.sock", 1e6)):
+        with pytest.raises(wire.WireError, match="No daemon listens") as caught:
+            connect(bad, patience_s=0, absent_s=absent_s)
+        assert caught.value.exit_status == 69
+
+
+def test_an_idle_daemon_is_heard_without_patience(path):
+    """No patience is none for a full daemon; one that answers is given the time for it."""
+    with FakeServer(path) as server:
+        client = connect(path, patience_s=0, answer_s=60)
+        assert client.call("status", "status", patience_s=0, answer_s=60)["status"] == server.status
+        client.close()
+
+
+def test_a_call_is_made_again_while_the_daemon_says_when(path):
+    """A refusal with a time to come back is waited out; without patience it is the answer."""
+    refusals = [1, 1]
+
+    def script(peer, message):
+        if refusals:
+            busy = {"type": "error", "code": "busy", "message": "Loading.", "retry_after_ms": refusals.pop()}
+            peer.send(busy | {"id": message["id"]})
+        else:
+            peer.answer(message)
+
+    with FakeServer(path, script) as server:
+        client = connect(path, patience_s=5)
+        assert client.call("reload", "reloaded", patience_s=60)["type"] == "reloaded"
+        assert len(server.requests) == 3
+        refusals.append(1)
+        with pytest.raises(wire.WireError, match="Loading"):
+            client.call("reload", "reloaded", patience_s=0, answer_s=60)
+        client.close()
 
 
 def test_a_daemon_that_accepts_and_says_nothing_is_a_timeout(path):
@@ -195,6 +255,20 @@ def test_names_are_cut_at_nul_however_they_arrive():
     assert (names.next(), names.next()) == ("two", None)
     os.close(writer)
     assert (names.next(), names.next(), names.descriptor) == (os.fsdecode(b"caf\xe9"), None, -1)
+    os.close(reader)
+
+
+def test_a_second_name_is_refused_where_one_is_all():
+    """Names that arrive one by one are counted, wherever the pipe cuts them."""
+    reader, writer = os.pipe()
+    names = Names([], reader, only_one="One only.")
+    os.write(writer, b"one\0")
+    assert (names.next(), names.next()) == ("one", None)
+    os.write(writer, b"tw")
+    with pytest.raises(wire.WireError, match="One only") as caught:
+        names.next()
+    assert caught.value.exit_status == 64
+    os.close(writer)
     os.close(reader)
 
 

@@ -111,6 +111,9 @@ def test_whole_numbers_serve_as_seconds(home):
         ("model = 5", "model takes text in quotes, not 5"),
         ('model = ""', "model is empty"),
         ("socket = 5", "socket takes a path, not 5"),
+        ('socket = "~nosuchuser/s"', "socket: the home folder of '~nosuchuser' is not known"),
+        ('model = "~nosuchuser/m"', "model: the home folder of '~nosuchuser' is not known"),
+        ('vad = "~nosuchuser/v"', "vad: the home folder of '~nosuchuser' is not known"),
         ('threads = "2"', "threads takes a whole number, not '2'"),
         ("threads = 2.5", "threads takes a whole number, not 2.5"),
         ("threads = true", "threads takes a whole number, not True"),
@@ -186,7 +189,10 @@ def test_check_config_says_what_is_wrong_and_exits_78(tmp_path, capsys, monkeypa
     file.write_text("threads = -1")
     assert main(["check-config", "--config", str(file)]) == 78
     assert capsys.readouterr().err == f"sensevoiced: {file}: threads takes 0 to 1024, not -1.\n"
-    file.write_text("threads = 1")
+    file.write_text(f'models_dir = "{tmp_path}"')
+    assert main(["check-config", "--config", str(file)]) == 78
+    assert "sensevoiced fetch" in capsys.readouterr().err
+    file.write_text('model = "demo"')
     assert main(["check-config", "--config", str(file)]) == 0
 
 

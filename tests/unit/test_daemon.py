@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from harness.daemon import DaemonProcess, script
+from harness.daemon import DaemonProcess, script, wait_until
+from harness.fakes import FakeEngine, FakeFrontend
 from harness.wire_client import memfd, texts
 
 import sensevoiced
+import svctl
+from sensevoiced.backend import Backend
+from sensevoiced.config import Config
+from sensevoiced.jobs import JobError, Options
+from sensevoiced.parts import Parts
+from sensevoiced.serving.server import Server
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +69,17 @@ def test_status_reports_what_is_in_force_and_what_was_done(daemon):
     assert after["batches"]["utterances"] == before["batches"]["utterances"] + 3
     assert after["rtf"] == pytest.approx(after["engine_busy_s"] / after["audio_s"], abs=1e-3)
     assert after["connections"] == 1
+    assert after["frontend"] == {"crashed": 0, "timeouts": 0}
+
+
+def test_every_fact_of_a_status_stands_in_the_protocol(daemon):
+    """Its page names all keys, inner ones too."""
+    text = Path(svctl.__file__).with_name("PROTOCOL.md").read_text("utf-8")
+    (listed,) = re.findall(r"^`status` is a map: .*?\n\n", text, re.DOTALL | re.MULTILINE)
+    with daemon.client() as client:
+        status = client.status()
+    inner = {name for value in status.values() if isinstance(value, dict) for name in value}
+    assert {name for name in {*status, *inner} if f"`{name}`" not in listed} == set()
 
 
 def test_the_same_file_gives_the_same_answer(daemon):
@@ -68,6 +90,53 @@ def test_the_same_file_gives_the_same_answer(daemon):
             events = client.ask(request, memfd(script("again", "and again")))
             answers.append([{k: v for k, v in e.items() if k not in ("id", "timings")} for e in events])
     assert answers == [answers[0]] * 20
+
+
+def test_the_backend_waits_for_a_batch_only_until_it_is_enough(tmp_path):
+    """A batch cannot be interrupted, and the loop stays free to hear that nobody wants to wait any longer."""
+
+    async def scene():
+        parts = Parts("fake", "fake", lambda: FakeEngine(tmp_path), lambda: FakeFrontend(tmp_path))
+        config = Config(socket=tmp_path / "s", models_dir=tmp_path)
+        backend, enough = Backend(config, parts, lambda _: None), asyncio.Event()
+        await backend.load()
+        source = memfd(script({"say": "x", "engine_gate": "wall"}))
+        transcription = backend.transcribe(source, Options(), label="", owner=1)
+        taking = asyncio.create_task(anext(aiter(transcription)))
+        await asyncio.to_thread(
+            wait_until, lambda: "at wall" in (tmp_path / "engine.log").read_text(), "the engine at the wall"
+        )
+        closing = asyncio.create_task(backend.close(enough))
+        done, _ = await asyncio.wait({closing}, timeout=0.1)
+        assert not done
+        enough.set()
+        assert await closing is False
+        (tmp_path / "wall").touch()
+        await asyncio.wait({taking})
+        assert isinstance(taking.exception(), JobError)
+        await transcription.aclose()
+        assert await backend.close(asyncio.Event())
+
+    asyncio.run(scene())
+
+
+def test_the_server_cuts_off_what_has_not_ended_when_it_is_enough():
+    """Every conversation is told to stop; one that goes on is cancelled."""
+
+    async def scene():
+        server = Server(SimpleNamespace(), None, None, None)
+        told, stuck = [], asyncio.create_task(asyncio.Event().wait())
+        server._sessions[stuck] = SimpleNamespace(stop=lambda: told.append("stop"))
+        enough = asyncio.Event()
+        closing = asyncio.create_task(server.close(enough))
+        done, _ = await asyncio.wait({closing}, timeout=0.1)
+        assert not done
+        assert told == ["stop"]
+        enough.set()
+        await closing
+        assert stuck.cancelled()
+
+    asyncio.run(scene())
 
 
 def test_the_command_says_its_version_and_its_verbs():

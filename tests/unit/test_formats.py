@@ -119,17 +119,26 @@ def test_tags_are_shown_as_asked(tags, line):
     """Every way of showing language, emotion and event."""
     raw = "<|yue|><|ANGRY|><|BGM|><|withitn|>你讲咩"
     event = segment(1, 0, "你讲咩", language="yue", emotion="ANGRY", event="BGM", raw=raw)
-    assert formats.segment_line(event, tags, timestamps=False) == line
-    assert formats.segment_line(event, tags, timestamps=True) == f"[0.00-1.50] {line}"
+    assert formats.segment_line(event, tags, timestamps=False) == f"{line}\n"
+    assert formats.segment_line(event, tags, timestamps=True) == f"[0.00-1.50] {line}\n"
 
 
 def test_tags_that_say_nothing_are_left_out():
     """Unknown emotion and plain speech are no news; a segment without text is its tags alone."""
     event = segment(1, 0, "", language="nospeech", emotion="EMO_UNKNOWN", event="Applause")
-    assert formats.segment_line(event, "bracket", timestamps=False) == "[NOSPEECH][Applause]"
+    assert formats.segment_line(event, "bracket", timestamps=False) == "[NOSPEECH][Applause]\n"
     plain = segment(1, 0, "so", emotion="EMO_UNKNOWN")
-    assert formats.segment_line(plain, "bracket", timestamps=False) == "[EN] so"
-    assert formats.segment_line(segment(1, 0, "so"), "enclosed", timestamps=False) == "[EN]so[EN]"
+    assert formats.segment_line(plain, "bracket", timestamps=False) == "[EN] so\n"
+    assert formats.segment_line(segment(1, 0, "so"), "enclosed", timestamps=False) == "[EN]so[EN]\n"
+
+
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_an_event_without_text_is_no_blank_line(timestamps):
+    """Where tags are not wanted, a segment that is only an event leaves nothing, not even its times."""
+    event = segment(1, 0, " ", language="nospeech", event="Applause")
+    assert formats.segment_line(event, "none", timestamps=timestamps) == ""
+    whole = recording(event, segment(1, 1, "so"))
+    assert formats.text_lines(whole, "none", timestamps=False) == "so\n"
 
 
 def test_subtitles_skip_silence_and_count_hours():
@@ -147,8 +156,9 @@ def test_subtitles_skip_silence_and_count_hours():
 
 
 def test_tsv_is_one_row_per_segment():
-    """Tabs and line ends of a text cannot break a row."""
-    assert formats.tsv(recording(segment(1, 0, "a\tb\nc"))) == "start\tend\ttext\n0\t1500\ta b\\nc\n"
+    """Tabs and line ends of a text cannot break a row; what has no text has no row."""
+    whole = recording(segment(1, 0, "a\tb\nc"), segment(1, 1, " "))
+    assert formats.tsv(whole) == "start\tend\ttext\n0\t1500\ta b\\nc\n"
 
 
 def test_terminals_are_safe():

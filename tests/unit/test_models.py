@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from sensevoiced import models
 from sensevoiced.config import ConfigError
@@ -82,6 +83,34 @@ def test_names_that_lead_nowhere_are_refused(tmp_path, name, monkeypatch):
         models.find_asr(name, tmp_path / "models")
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("~no-such-user-here/model", "--model ~no-such-user-here/model names the home of a user that does"),
+        ("/" + "x" * 5000, "cannot be looked at: File name too long."),
+    ],
+    ids=["user", "length"],
+)
+def test_names_that_the_system_does_not_take_are_one_sentence(tmp_path, name, sentence):
+    """A path that cannot even be looked up is a wrong setting, never a traceback."""
+    with pytest.raises(ModelMissing) as caught:
+        models.find_asr(name, tmp_path)
+    assert sentence in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_folder_that_is_closed_to_the_daemon_is_one_sentence(tmp_path, monkeypatch):
+    """Where a folder above the model may not be searched, the sentence says so."""
+
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(models.Path, "is_dir", closed)
+    for name in (str(tmp_path / "mine"), "iic/SenseVoiceSmall"):
+        with pytest.raises(ModelMissing, match="cannot be looked at: Permission denied"):
+            models.find_asr(name, tmp_path)
+
+
 def test_a_file_is_not_a_model_folder(tmp_path):
     """Naming model.pt instead of its folder says which of the two is wanted."""
     (tmp_path / "model.pt").write_bytes(b"x")
@@ -128,6 +157,18 @@ def test_a_damaged_folder_is_one_sentence(tmp_path, write_asr_folder, file, cont
     assert sentence in message
     assert str(folder) in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("section", ["model_conf", "encoder_conf"])
+@pytest.mark.parametrize("value", [None, "text"])
+def test_a_vad_model_without_its_sections_is_one_sentence(tmp_path, write_vad_folder, section, value):
+    """What the front end takes from a VAD's config.yaml is looked for before anything is started with it."""
+    folder = write_vad_folder(tmp_path / "vad")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config[section] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ModelDamaged, match=rf"config\.yaml is damaged: {section} is missing\."):
+        models.read_vad("mine", folder)
 
 
 def test_a_vad_model_is_not_a_recognition_model(tmp_path, write_vad_folder, write_asr_folder):

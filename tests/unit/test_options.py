@@ -15,7 +15,21 @@ WORDS = st.one_of(
         ["--", "-", "a.wav", "", "json", "zn", "yue", "none", "3", "0.5", "1e3", ".", "-1", "--format=srt"]
     ),
     st.sampled_from(
-        ["--wait=7", "--wait=", "--socket=", "--socket=/x", "--itn=1", "-fjson", "-0q", "--form", "-h", "ü=1"]
+        [
+            "--wait=7",
+            "--wait=",
+            "--wait=nan",
+            "--wait=86400.5",
+            "--wait=" + "9" * 400,
+            "--socket=",
+            "--socket=/x",
+            "--itn=1",
+            "-fjson",
+            "-0q",
+            "--form",
+            "-h",
+            "ü=1",
+        ]
     ),
 )
 
@@ -61,6 +75,27 @@ def test_clusters_and_mistakes_are_left_to_click(monkeypatch):
     values, names = by_click(monkeypatch, "transcribe", ["-qt", "-fjson", "a.wav"])[0]
     assert (values["quiet"], values["timestamps"], values["format"], names) == (True, True, "json", ["a.wav"])
     assert by_click(monkeypatch, "transcribe", ["--wait", "soon", "a.wav"]) == (None, 64)
+
+
+@pytest.mark.parametrize("wait", ["nan", "inf", "-inf", "1e400", "1e30", "9" * 23, "86401", "-1", ""])
+def test_a_patience_that_no_clock_can_count_is_refused(monkeypatch, wait):
+    """More than a day, less than nothing and no number at all are mistakes, on either path."""
+    for words in (["--wait", wait], [f"--wait={wait}"]):
+        assert options.parse("ping", words) is None
+        assert by_click(monkeypatch, "ping", words) == (None, 64)
+
+
+def test_patience_is_what_was_asked_for_or_the_default():
+    """A day is the most; --no-wait is none; without either each verb has its own."""
+    for verb, words, patience_s in (
+        ("ping", [], 5.0),
+        ("status", [], 60.0),
+        ("reload", ["--wait", "0"], 0.0),
+        ("ping", ["--wait=86400"], 86_400.0),
+        ("transcribe", ["--no-wait", "a.wav"], 0.0),
+    ):
+        values, _ = options.parse(verb, words)
+        assert options.patience_s(verb, values) == patience_s
 
 
 def test_every_option_has_its_default_in_both(monkeypatch):

@@ -75,8 +75,9 @@ def test_the_package_stays_small(wheel):
     assert wheel.stat().st_size < 20e6
 
 
-def test_the_client_starts_without_the_daemons_dependencies(wheel, tmp_path):
-    """In an environment with click and msgpack only, svctl shows its help and says that no daemon runs."""
+@pytest.fixture
+def bare(wheel, tmp_path):
+    """Run a module of the base install: in an environment with click and msgpack only."""
     bare = tmp_path / "bare"
     venv.create(bare, with_pip=False)
     (site,) = bare.glob("lib/python*/site-packages")
@@ -94,15 +95,40 @@ def test_the_client_starts_without_the_daemons_dependencies(wheel, tmp_path):
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
 
     def run(*words):
-        done = [python, "-m", "svctl", *words]
+        done = [python, "-m", *words]
         return subprocess.run(done, capture_output=True, text=True, timeout=30, env=environment)
 
-    shown = run("--help")
+    return run
+
+
+def test_the_client_starts_without_the_daemons_dependencies(bare, tmp_path):
+    """The base install's svctl shows its help and says that no daemon runs."""
+    shown = bare("svctl", "--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "transcribe" in shown.stdout
-    missing = run("ping", "--wait", "0", "--socket", str(tmp_path / "none.sock"))
+    missing = bare("svctl", "ping", "--wait", "0", "--socket", str(tmp_path / "none.sock"))
     assert missing.returncode == os.EX_UNAVAILABLE
     assert len(missing.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"), [([], "daemon"), (["serve"], "daemon"), (["fetch"], "hub"), (["fetch", "-h"], "hub")]
+)
+def test_a_missing_extra_is_named(bare, words, extra):
+    """What the base install cannot do, it answers with one sentence that says how to install it."""
+    done = bare("sensevoiced", *words)
+    assert done.returncode == os.EX_CONFIG
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sensevoiced: No module named 'yaml'; ")
+    assert line.endswith(f"needs its extra: pip install 'sensevoiced[{extra}]'")
+
+
+def test_each_extra_brings_what_its_code_imports(metadata):
+    """`sensevoiced fetch` reads a model's YAML before it places it, so [hub] alone brings PyYAML."""
+    required = metadata[0].get_all("Requires-Dist")
+    for extra, name in (("hub", "pyyaml"), ("daemon", "pyyaml"), ("hub", "modelscope-hub")):
+        wanted = re.compile(rf"{name}\b.*extra == '{extra}'")
+        assert [line for line in required if wanted.match(line)], (extra, name)
 
 
 @pytest.fixture
@@ -111,7 +137,7 @@ def make(repository, wheel, tmp_path):
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
 
-    def run(target, **variables):
+    def run(target, home=None, **variables):
         words = {
             "PYTHON": sys.executable,
             "INSTALL_FROM": str(wheel),
@@ -123,6 +149,9 @@ def make(repository, wheel, tmp_path):
         command = ["make", "--no-print-directory", "-C", str(repository), target]
         command += [f"{name}={value}" for name, value in words.items()]
         environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+        if home is not None:
+            environment = {k: v for k, v in environment.items() if not k.startswith("XDG_")}
+            environment["HOME"] = str(home)
         return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
     return run
@@ -171,3 +200,65 @@ def test_a_staged_install_names_its_final_place(make, tmp_path):
     assert (stage / "etc" / "sensevoice" / "sensevoiced.toml").is_file()
     assert make("uninstall", DESTDIR=stage, PREFIX="/opt/sensevoice").returncode == 0
     assert _files(stage) == set()
+
+
+def test_install_user_stays_below_the_home_folder(make, tmp_path):
+    """Units lie where `systemctl --user` looks and name the command that runs; uninstall-user removes all."""
+    home = tmp_path / "home"
+    home.mkdir()
+    done = make("install-user", home)
+    assert done.returncode == 0, done.stderr
+    made = re.findall(r"'([^']+)'", "".join(re.findall(r"(?m)^install -d .*$", done.stdout)))
+    assert made
+    assert [place for place in made if not place.startswith(f"{home}/")] == []
+    command = home / ".local" / "bin" / "sensevoiced"
+    version = subprocess.run([command, "--version"], capture_output=True, text=True)
+    assert version.stdout.split()[-1] == sensevoiced.__version__
+    units = home / ".local" / "share" / "systemd" / "user"
+    assert f"\nExecStart={command}\n" in (units / "sensevoiced.service").read_text()
+    assert (home / ".config" / "sensevoice" / "sensevoiced.toml").is_file()
+    assert f"next: {command} fetch;" in done.stdout
+    program = home / ".local" / "lib" / "sensevoiced"
+    assert {name for name in _ours(home) if not (home / name).is_relative_to(program)} == {
+        ".local/bin/sensevoiced",
+        ".local/bin/svctl",
+        ".local/share/systemd/user/sensevoiced.service",
+        ".local/share/systemd/user/sensevoiced.socket",
+        ".config/sensevoice/sensevoiced.toml",
+    }
+    _verify_user_units(units, tmp_path)
+    done = make("uninstall-user", home)
+    assert done.returncode == 0, done.stderr
+    assert _ours(home) == set()
+
+
+def _ours(home):
+    """Files where installing may put any; pip's cache and what it asks for its user agent lie elsewhere."""
+    return {name for name in _files(home) if name.startswith((".local/", ".config/"))}
+
+
+def _verify_user_units(units, tmp_path):
+    """Where systemd-analyze is installed, it has nothing to say against the units."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        return
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700)
+    words = [program, "--user", "verify", units / "sensevoiced.socket", units / "sensevoiced.service"]
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_install_user_follows_the_xdg_folders(make, tmp_path):
+    """Folders that the user has moved are where systemd and the daemon look, and so where things go."""
+    home = tmp_path / "home"
+    home.mkdir()
+    places = {"XDG_CONFIG_HOME": tmp_path / "conf", "XDG_DATA_HOME": tmp_path / "data"}
+    done = make("install-user", home, **places)
+    assert done.returncode == 0, done.stderr
+    assert _files(tmp_path / "conf") == {"sensevoice/sensevoiced.toml"}
+    assert _files(tmp_path / "data") == {
+        "systemd/user/sensevoiced.service",
+        "systemd/user/sensevoiced.socket",
+    }

@@ -123,3 +123,13 @@ def test_the_quietest_frame_is_the_pause_between_words():
     speech[600:630] = 0.3
     mel[600:630] -= 5
     assert 605 <= quietest_frame(speech, mel) <= 625
+
+
+@settings(deadline=None)
+@given(segments=segment_lists, max_frames=st.integers(300, 3000), merge_frames=st.integers(0, 6000))
+def test_joining_never_undoes_a_cut(segments, max_frames, merge_frames):
+    """No utterance is longer than one may be, whatever length may be joined."""
+    utterances = run(segments, max_frames=max_frames, merge_frames=merge_frames)
+    assert all(u.end - u.start <= max_frames for u in utterances)
+    if segments:
+        assert (utterances[0].start, utterances[-1].end) == (segments[0].start, segments[-1].end)

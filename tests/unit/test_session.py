@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import os
 import socket
 import threading
 
 import pytest
+from harness.daemon import wait_until
 from harness.fakes import recognised
 from harness.wire_client import WireClient, memfd
 
 from sensevoiced.config import ServingConfig
 from sensevoiced.jobs import Decoded, JobError, Options, Timings, Word
 from sensevoiced.metrics import Metrics
+from sensevoiced.serving import job, source
 from sensevoiced.serving.admission import Admission
+from sensevoiced.serving.inbox import Inbox
 from sensevoiced.serving.listener import Peer
 from sensevoiced.serving.service import Segment
 from sensevoiced.serving.session import Session
@@ -64,7 +68,8 @@ class Service:
     async def ready(self):
         pass
 
-    def transcribe(self, source_fd, options, *, label):
+    def transcribe(self, source_fd, options, *, label, owner):
+        self.owner = owner
         self.asked.append((options, label))
         return Transcript(source_fd, self.steps)
 
@@ -147,6 +152,7 @@ def test_segments_and_done_carry_rounded_numbers_and_times_of_the_recording():
     assert done["timings"]["queued_s"] == 0.25
     assert done["timings"]["total_s"] > 0
     assert running.service.asked == [(Options(language="yue", itn=False), "a.wav")]
+    assert running.service.owner == os.geteuid()
     assert running.metrics.jobs_done == 1
     assert running.admission.jobs == 0
 
@@ -220,7 +226,7 @@ def test_streamed_audio_reaches_the_service_in_order_and_ends():
     heard = []
 
     class Listening(Service):
-        def transcribe(self, source_fd, options, *, label):
+        def transcribe(self, source_fd, options, *, label, owner):
             def read():
                 while data := os.read(source_fd, 65536):
                     heard.append(data)
@@ -252,6 +258,98 @@ def test_abandoned_uploads_are_forgotten_in_the_end():
         assert len(running.session._orphans) <= 1_024
         running.client.send({"type": "audio", "id": 1_499, "data": b"late"})
         assert running.client.ping()["type"] == "pong"
+
+
+def test_f11_an_upload_without_descriptors_is_busy_and_leaves_nothing(monkeypatch):
+    """The request alone is refused, nothing of it stays counted, and the rest of its upload is no mistake."""
+    pipe2 = os.pipe2
+
+    def none_left(flags):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with Running(Service([SEGMENT])) as running:
+        monkeypatch.setattr(os, "pipe2", none_left)
+        for request in range(3):
+            (error,) = running.client.ask(request, source="stream")
+            assert (error["code"], error["id"]) == ("busy", request)
+            assert error["retry_after_ms"] > 0
+            running.client.send({"type": "audio", "id": request, "data": b"late"})
+        assert running.client.ping()["type"] == "pong"
+        assert (running.admission.jobs, running.metrics.jobs_rejected) == (0, 3)
+        monkeypatch.setattr(os, "pipe2", pipe2)
+        running.client.transcribe(0, source="stream")
+        running.client.send({"type": "end", "id": 0})
+        assert running.client.events(0)[-1]["type"] == "done"
+    assert running.error is None
+
+
+def test_files_on_hanging_file_systems_are_busy_above_a_limit(monkeypatch):
+    """Each holds a thread for as long as it hangs; what is beyond the limit is refused and given back."""
+    wall = threading.Event()
+
+    def examine(fd):
+        assert wall.wait(30)
+        return source.examine(fd)
+
+    monkeypatch.setattr(job, "examine", examine)
+    monkeypatch.setattr(source, "MAX_HANGING_PER_USER", 2)
+    with Running(Service([SEGMENT]), open_timeout_s=0.05) as running:
+        for request in (1, 2):
+            assert running.client.ask(request, memfd(b"x"))[-1]["code"] == "timeout"
+        (error,) = running.client.ask(3, memfd(b"x"))
+        assert (error["code"], error["retryable"]) == ("busy", True)
+        wall.set()
+        wait_until(lambda: not source._hanging._calls, "the file systems answer")
+        assert running.client.ask(4, memfd(b"x"))[-1]["type"] == "done"
+    assert not source._hanging._calls
+
+
+def test_a_thread_that_cannot_be_started_is_busy(monkeypatch):
+    """The request is refused, and nothing stays counted."""
+
+    class NoThread:
+        def __init__(self, **_):
+            pass
+
+        def start(self):
+            raise RuntimeError("can't start new thread")
+
+    with Running(Service([SEGMENT])) as running:
+        with monkeypatch.context() as patched:
+            patched.setattr(source.threading, "Thread", NoThread)
+            assert running.client.ask(1, memfd(b"x"))[-1]["code"] == "busy"
+        assert running.client.ask(2, memfd(b"x"))[-1]["type"] == "done"
+    assert not source._hanging._calls
+
+
+def test_the_idle_time_begins_when_the_last_request_has_ended():
+    """However long that took, a client has the whole idle time for its next one."""
+    idle_s = 0.4
+
+    async def scene():
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        limits = ServingConfig(idle_timeout_s=idle_s)
+        stream = Stream(ours, max_write_buffer_bytes=2**21, write_timeout_s=5.0)
+        working, ended_s = True, 0.0
+        inbox = Inbox(stream, lambda: limits, lambda: working)
+        inbox.greet()
+
+        def end():
+            nonlocal working, ended_s
+            working, ended_s = False, loop.time()
+            inbox.restart_idle()
+
+        loop.call_later(idle_s * 1.75, end)
+        with pytest.raises(WireError, match="Nothing was asked") as caught:
+            async for _ in inbox.messages():
+                pass
+        assert caught.value.code == "timeout"
+        assert loop.time() - ended_s >= idle_s
+        stream.close()
+        theirs.close()
+
+    asyncio.run(scene())
 
 
 def test_a_stopping_daemon_takes_no_new_requests():

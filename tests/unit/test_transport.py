@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import os
 import socket
 from pathlib import Path
 
 import pytest
 
+from sensevoiced.serving import transport
 from sensevoiced.serving.transport import ConnectionLost, Stream
 from svctl.wire import ProtocolError
 
@@ -174,6 +176,25 @@ def test_f15_a_hang_up_is_told_from_a_half_close():
         assert not done
         await stream.send(b"still heard")
         assert peer.recv(100) == b"still heard"
+        peer.close()
+        await waiting
+
+    on_a_pair(scenario)
+
+
+def test_f11_without_descriptors_a_hang_up_is_polled_for(monkeypatch):
+    """That we have no epoll left says nothing of the peer: it is gone when it is gone."""
+
+    def none_left():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def scenario(stream, peer):
+        monkeypatch.setattr(transport.select, "epoll", none_left)
+        monkeypatch.setattr(transport, "HANG_UP_POLL_S", 0.01)
+        waiting = asyncio.create_task(stream.hung_up())
+        peer.shutdown(socket.SHUT_WR)
+        done, _ = await asyncio.wait({waiting}, timeout=0.05)
+        assert not done
         peer.close()
         await waiting
 

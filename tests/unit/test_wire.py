@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import tracemalloc
 
 import msgpack
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from svctl.wire import (
     ERRORS,
     EVENTS,
+    MAX_AUDIO_BYTES,
     MAX_FRAME_BYTES,
     MAX_HELLO_BYTES,
     REQUESTS,
@@ -137,6 +139,56 @@ def test_f05_bombs_are_protocol_errors(body):
         decode(body)
     assert caught.value.code == "protocol"
     assert caught.value.fatal
+
+
+NOT_FLAT = {
+    "an array of arrays": {"type": "ping", "id": 1, "a": [[]] * 4},
+    "an empty array": {"type": "ping", "id": 1, "a": []},
+    "a map": {"type": "ping", "id": 1, "m": {"k": 1}},
+    "an empty map": {"type": "ping", "id": 1, "m": {}},
+    "a million empty lists": {"type": "ping", "id": 1, "a": [[[]] * 4_000] * 256},
+}
+
+
+@pytest.mark.parametrize("message", NOT_FLAT.values(), ids=NOT_FLAT.keys())
+def test_f05_the_daemon_reads_flat_maps_only_and_the_client_reads_all(message):
+    """Requests hold no arrays and no inner maps, under whatever key; events do."""
+    daemon, client = FrameReader(MAX_FRAME_BYTES, requests=True), FrameReader(MAX_FRAME_BYTES)
+    for reader in (daemon, client):
+        reader.feed(encode(message))
+    assert client.next() == message
+    with pytest.raises(ProtocolError) as caught:
+        daemon.next()
+    assert (caught.value.code, caught.value.fatal) == ("protocol", True)
+
+
+def test_f05_of_a_bomb_only_the_beginning_is_decoded():
+    """What is refused at its first array costs nothing of what stands behind it."""
+    bomb = encode(NOT_FLAT["a million empty lists"])[4:]
+    with pytest.raises(ProtocolError):
+        decode(bomb, flat=True)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError):
+            decode(bomb, flat=True)
+        assert tracemalloc.get_traced_memory()[1] < 2**16
+    finally:
+        tracemalloc.stop()
+
+
+def test_f02_large_requests_are_audio():
+    """Above the limit before hello only `audio` is taken; the limit itself is for all."""
+    reader = FrameReader(MAX_FRAME_BYTES, requests=True)
+    ping = {"type": "ping", "id": 1, "padding": b""}
+    ping["padding"] = bytes(MAX_HELLO_BYTES - len(encode(ping)) - 1 + 4)
+    audio = {"type": "audio", "id": 1, "data": bytes(MAX_AUDIO_BYTES)}
+    large = {**ping, "padding": ping["padding"] + b"x"}
+    assert len(encode(ping)) - 4 == MAX_HELLO_BYTES
+    reader.feed(encode(ping) + encode(audio) + encode(large))
+    assert (reader.next(), reader.next()) == (ping, audio)
+    with pytest.raises(ProtocolError) as caught:
+        reader.next()
+    assert caught.value.code == "frame_too_large"
 
 
 @pytest.mark.parametrize(
