@@ -78,9 +78,11 @@ class Transcription:
         return self._segments
 
     async def aclose(self) -> None:
-        """Stop the work, where it is not finished."""
-        await self._segments.aclose()
-        await self._run.aclose()
+        """Stop the work, where it is not finished; also when this itself is cancelled."""
+        try:
+            await self._segments.aclose()
+        finally:
+            await self._run.aclose()
 
     async def _join(self) -> AsyncGenerator[Segment, None]:
         feeding = asyncio.create_task(self._feed())

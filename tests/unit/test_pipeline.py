@@ -194,3 +194,25 @@ def test_closing_before_the_first_step_closes_the_front_end():
         assert run.given == 0
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("turns", range(1, 6))
+def test_a_close_that_is_cancelled_still_closes_the_front_end(turns):
+    """A client that dies while its job is being ended cancels it a second time; nothing stays behind."""
+
+    async def scene():
+        run, engine = Run(3), Engine()
+        transcription = join(run, engine)
+        reading = asyncio.ensure_future(anext(transcription.__aiter__()))
+        await settle()
+        engine.answer(0)
+        await reading
+        closing = asyncio.ensure_future(transcription.aclose())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        await settle()
+        assert run.closed
+
+    asyncio.run(scene())
