@@ -90,7 +90,7 @@ def parts_of(config: Config) -> Parts:
     def load_engine() -> Engine:
         # OpenMP's threads spin while they wait for each other, and the front end's children need the same
         # cores: beside other work on two cores a spinning engine took up to eight times as long, on an idle
-        # machine a sleeping one up to a fifth longer. Read once, when torch loads; a user's setting stands.
+        # machine a sleeping one up to a third longer. Read once, when torch loads; a user's setting stands.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if config.engine == "funasr":
             from sensevoiced.engine.funasr import FunasrEngine  # noqa: PLC0415 - ten seconds of imports, only where chosen

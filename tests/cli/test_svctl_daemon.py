@@ -133,8 +133,10 @@ def test_svctl_that_dies_is_dropped(start, daemon, tmp_path):
     write(tmp_path / "slow.wav", {"say": "never", "decode_gate": "never"})
     process = start("transcribe", "slow.wav", env={"SENSEVOICE_SOCKET": str(daemon.socket)})
     daemon.wait_status(lambda status: status["queue"]["jobs_active"] == 1, "the job")
+    before = daemon.status()["jobs"]["cancelled"]
     process.kill()
     daemon.wait_status(lambda status: status["queue"]["jobs_active"] == 0, "no job")
+    assert daemon.status()["jobs"]["cancelled"] == before + 1
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,9 @@ def test_f32_a_stale_socket_is_taken_over(path):
     door = bind(path, 0o660, 16)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
+        assert client.getpeername() == str(path)
     door.close()
+    assert not path.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's socket")
