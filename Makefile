@@ -8,6 +8,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
+BENCH_VENV := .venv-bench
 SOURCES := $(wildcard sensevoiced svctl tests tools benchmarks)
 
 # Where `make install` puts things. DESTDIR is a package builder's staging folder: nothing outside it is touched.
@@ -46,7 +47,7 @@ endif
 .DELETE_ON_ERROR:
 # The steps of an installation are prerequisites, and happen in the order they are named in.
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test test-slow check format accuracy clean
+.PHONY: help setup setup-dev demo test test-slow check format accuracy bench bench-quick bench-setup clean
 .PHONY: install install-user install-program install-user-units install-settings
 .PHONY: uninstall uninstall-user stop-system stop-user remove-program remove-user-units remove-settings
 
@@ -56,9 +57,10 @@ help:
 	@echo 'make test       run all tests (test-slow: the long ones too)'
 	@echo 'make check      lint, formatting, types, import layers'
 	@echo 'make accuracy   measure the demo model on held-out speech'
+	@echo 'make bench      measure against the alternatives, which bench-setup installs; bench-quick in three minutes'
 	@echo 'make install    into PREFIX=$(PREFIX), with systemd units; uninstall takes it out again'
 	@echo 'make install-user   below your home, with units for systemctl --user; uninstall-user takes it out again'
-	@echo 'make clean      remove .venv and everything built'
+	@echo 'make clean      remove .venv, .venv-bench and everything built'
 
 setup: $(STAMPS)/daemon
 
@@ -109,6 +111,22 @@ format: $(STAMPS)/dev
 
 accuracy: $(STAMPS)/dev
 	$(BIN)/python tools/accuracy.py
+
+# The peers live apart, so that what they need never reaches the daemon's environment. Only pip is needed, and 2 GB.
+bench-setup: $(BENCH_VENV)/installed
+
+$(BENCH_VENV)/installed: $(STAMPS)/constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet -c $(STAMPS)/constraints.txt -r benchmarks/requirements.txt
+	@touch $@
+
+# Peers that are not installed (make bench-setup) are rows that say so. DEVICE=cuda:0 goes through to the program;
+# BENCH_ARGS='--only clip,stock --rounds 3' picks.
+bench: $(STAMPS)/dev
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-quick: $(STAMPS)/dev
+	$(BIN)/python -m benchmarks --quick $(BENCH_ARGS)
 
 install: install-program install-user-units install-settings
 	install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'
@@ -184,5 +202,5 @@ remove-settings:
 	@rmdir '$(DESTDIR)$(CONFDIR)' 2>/dev/null || :
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .bench build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

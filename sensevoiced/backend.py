@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sensevoiced.config import Config
     from sensevoiced.engine.api import Engine, Work
     from sensevoiced.engine.batcher import BatcherSnapshot
-    from sensevoiced.jobs import EngineInfo, Options, Recognition, Utterance
+    from sensevoiced.jobs import EngineInfo, Options, Recognised, Recognition, Utterance
     from sensevoiced.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -83,8 +83,8 @@ class Backend:
         number = next(self._numbers)
         log.debug("job %d: %s", number, logs.shown(label))
 
-        def recognise(utterance: Utterance) -> Coroutine[Any, Any, Recognition]:
-            return self._batcher.recognise(number, utterance, options)
+        def recognise(utterance: Utterance) -> Coroutine[Any, Any, Recognised]:
+            return self._batcher.recognise(owner, number, utterance, options)
 
         return Transcription(
             self._frontend.utterances(source_fd, options, label=label, owner=owner),
@@ -105,8 +105,9 @@ class Backend:
             "engine": info.name if info else self._config.engine,
             "device": info.device if info else self._config.device,
             "precision": info.precision if info else self._config.precision,
+            "backend": info.backend if info else "",
             "parameters": info.parameters if info else None,
-            "threads": self._config.threads or len(os.sched_getaffinity(0)),
+            "threads": self._threads(),
             "memory": {
                 "daemon_rss_bytes": resident_bytes(),
                 "children_rss_bytes": sum(child.rss_bytes for child in children),
@@ -122,6 +123,8 @@ class Backend:
                 "utterances": batches.utterances,
                 "mean_size": round(batches.mean_batch_size, 3),
                 "out_of_memory_splits": batches.out_of_memory_splits,
+                "max_frames": batches.max_batch_frames,
+                "max_utterances": self._config.batch.max_batch_utterances,
             },
             "engine_busy_s": round(self.busy_s(), 3),
         }
@@ -145,6 +148,15 @@ class Backend:
         await self._batcher.call(engine.warm_up)
         self._loading_s = self._batcher.snapshot().engine_busy_s
         self._engine = engine
+        if engine.info.device == "cpu":
+            limits = self._config.batch
+            suits = limits.cpu_frames_per_thread * self._threads()
+            self._batcher.cap_frames(min(suits, limits.max_batch_frames))
+
+    def _threads(self) -> int:
+        """Count what the engine computes on; until it says so, what it will be allowed."""
+        said = self._engine.info.threads if self._engine else 0
+        return said or self._config.threads or len(os.sched_getaffinity(0))
 
     def _run(self, batch: Sequence[Work]) -> list[Recognition]:
         if self._engine is None:

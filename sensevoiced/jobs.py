@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SAMPLE_RATE_HZ = 16_000
 """Everything past decoding is 16 kHz mono float32: what SenseVoiceSmall and FSMN-VAD were trained on."""
@@ -63,6 +63,22 @@ class Recognition:
     text: str
     raw: str
     words: tuple[Word, ...] = ()
+    richtext_s: float = field(default=0.0, compare=False)
+    """Seconds in which all this was read from the model's output; no part of what was recognised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """A recognition, and when the engine had its batch: moments of time.monotonic().
+
+    Of the whole batch, because the whole of it is what the utterance's job waited for.
+    """
+
+    recognition: Recognition
+    began_s: float
+    texts_s: float
+    """The network was done: what follows is reading tags and texts from its output."""
+    ended_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +92,10 @@ class EngineInfo:
     precision: str
     parameters: int
     feature_dim: int
+    backend: str = ""
+    """How the linear layers are computed at this precision, in a few words for a person."""
+    threads: int = 0
+    """Threads that a batch is computed on; 0 where the engine does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +115,42 @@ class Decoded:
 
 @dataclass(slots=True)
 class Timings:
-    """Where one job's time went, in seconds; reported with `done` so that a slow answer can be explained."""
+    """Where one job's time went, in seconds; reported with `done` so that a slow answer can be explained.
+
+    Every moment of `total_s` is in one of `queued_s`, `frontend_s` - `overlap_s`, `wait_s`, `engine_s`,
+    `richtext_s` and `serving_s`.
+    """
 
     queued_s: float = 0.0
+    """Until a process of the front end took the recording up: opening it, the model's loading, the queue."""
+    decode_s: float = 0.0
+    """CPU seconds of decoding and resampling."""
+    fbank_s: float = 0.0
+    """CPU seconds of the features: fbank, LFR, CMVN."""
+    vad_s: float = 0.0
+    """CPU seconds of FSMN-VAD."""
     frontend_s: float = 0.0
+    """Sum of the three."""
+    overlap_s: float = 0.0
+    """The part of it that passed while the engine had utterances of this job: nobody waited for it."""
+    wait_s: float = 0.0
+    """The engine had utterances of this job, and none of them was in its batch."""
     engine_s: float = 0.0
+    """A batch with utterances of this job ran: the whole of it, whatever else it held."""
+    richtext_s: float = 0.0
+    """... and then the texts of that batch were read from the network's output."""
+    serving_s: float = 0.0
+    """What is left: messages, processes waking up, a source or a client that is slower than we are."""
     total_s: float = 0.0
+    """From the request to its `done`."""
+
+    def settle(self, before_s: float, total_s: float) -> None:
+        """End the account: `before_s` passed before the front end was asked, `total_s` in all."""
+        self.queued_s += before_s
+        self.total_s = total_s
+        front_end_s = self.frontend_s - self.overlap_s
+        known_s = self.queued_s + front_end_s + self.wait_s + self.engine_s + self.richtext_s
+        self.serving_s = max(0.0, total_s - known_s)
 
 
 class JobError(Exception):

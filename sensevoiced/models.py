@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from sensevoiced.config import ConfigError
 from sensevoiced.jobs import SAMPLE_RATE_HZ
 
@@ -212,6 +210,8 @@ def _read_folder(path: Path, *, kind: str, what: str) -> tuple[dict[str, Any], d
     The keys are `init_param`, `bpemodel` and `cmvn_file`; a folder without configuration.json is read by
     FunASR's usual names.
     """
+    import yaml  # noqa: PLC0415 - the front end's children import this module, and read no folder
+
     config_file = path / "config.yaml"
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8"))

@@ -5,7 +5,6 @@ Imports them only when they are made.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -88,10 +87,6 @@ def parts_of(config: Config) -> Parts:
     vad = find_vad(config.vad, config.models_dir, beside=asr)
 
     def load_engine() -> Engine:
-        # OpenMP's threads spin while they wait for each other, and the front end's children need the same
-        # cores: beside other work on two cores a spinning engine took up to eight times as long, on an idle
-        # machine a sleeping one up to a third longer. Read once, when torch loads; a user's setting stands.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if config.engine == "funasr":
             from sensevoiced.engine.funasr import FunasrEngine  # noqa: PLC0415 - ten seconds of imports, only where chosen
 
@@ -100,7 +95,13 @@ def parts_of(config: Config) -> Parts:
             )
         from sensevoiced.engine.sensevoice import TorchEngine  # noqa: PLC0415 - torch takes seconds to import
 
-        return TorchEngine.load(asr, device=config.device, precision=config.precision, threads=config.threads)
+        return TorchEngine.load(
+            asr,
+            device=config.device,
+            precision=config.precision,
+            threads=config.threads,
+            cache_dir=config.cache_dir,
+        )
 
     def make_frontend() -> Frontend:
         from sensevoiced.frontend.pool import FrontendPool  # noqa: PLC0415 - not before the socket listens

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Protocol
 
 from sensevoiced.jobs import Decoded, JobError, Timings
 from sensevoiced.serving.service import Segment
+from sensevoiced.stages import Stages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-    from sensevoiced.jobs import Recognition, Utterance
+    from sensevoiced.jobs import Recognised, Recognition, Utterance
 
 
 class FrontendRun(Protocol):
     """What a frontend gives for one source: utterances, and its last word after them."""
 
     decoded: Decoded | None
+    begun_s: float | None
+    """When it was taken up, a moment of time.monotonic()."""
 
     @property
     def decoded_s(self) -> float:
@@ -40,14 +43,13 @@ class Transcription:
     def __init__(
         self,
         run: FrontendRun,
-        recognise: Callable[[Utterance], Awaitable[Recognition]],
+        recognise: Callable[[Utterance], Awaitable[Recognised]],
         *,
         max_outstanding: int,
         on_progress: Callable[[float], None],
     ) -> None:
         """`on_progress` hears of every stretch of audio, in seconds, that the job has put behind it."""
         self.recognised_s = 0.0
-        self.timings = Timings()
         self._run = run
         self._recognise = recognise
         self._on_progress = on_progress
@@ -56,15 +58,18 @@ class Transcription:
             asyncio.Queue()
         )
         self._tasks: set[asyncio.Task[Recognition]] = set()
-        self._began_s = time.monotonic()
-        self._at_engine = 0
-        self._busy_since_s = 0.0
+        self._stages = Stages(time.monotonic())
         self._segments = self._join()
 
     @property
     def decoded_s(self) -> float:
         """Audio read so far."""
         return self._run.decoded_s
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time went."""
+        return self._stages.timings
 
     @property
     def decoded(self) -> Decoded:
@@ -96,7 +101,6 @@ class Transcription:
                 self._slots.release()
             await feeding  # raises what ended the front end, after everything before it was delivered
             self._advance(self.decoded.duration_s)
-            self.timings.frontend_s = self.decoded.decode_s + self.decoded.features_s + self.decoded.vad_s
         finally:
             feeding.cancel()
             for task in self._tasks:
@@ -106,30 +110,26 @@ class Transcription:
 
     async def _feed(self) -> None:
         """Hand utterances to the engine as far ahead as the slots allow."""
-        first = True
         try:
             async for utterance in self._run:
-                if first:
-                    self.timings.queued_s = time.monotonic() - self._began_s
-                    first = False
                 await self._slots.acquire()
                 task = asyncio.create_task(self._one(utterance))
                 self._tasks.add(task)
                 self._ahead.put_nowait((utterance.index, utterance.start_s, utterance.end_s, task))
+            self._stages.front_end_ended(time.monotonic(), self._run.begun_s, self.decoded)
         finally:
             self._ahead.put_nowait(None)
 
     async def _one(self, utterance: Utterance) -> Recognition:
-        """Recognise one, counting the time in which the engine had any of this job's."""
-        if not self._at_engine:
-            self._busy_since_s = time.monotonic()
-        self._at_engine += 1
+        """Recognise one, and see where its time goes."""
+        handed_s = time.monotonic()
+        self._stages.handed(handed_s)
         try:
-            return await self._recognise(utterance)
+            found = await self._recognise(utterance)
         finally:
-            self._at_engine -= 1
-            if not self._at_engine:
-                self.timings.engine_s += time.monotonic() - self._busy_since_s
+            self._stages.returned(time.monotonic())
+        self._stages.recognised(handed_s, found)
+        return found.recognition
 
     def _advance(self, to_s: float) -> None:
         if to_s > self.recognised_s:

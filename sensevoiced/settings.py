@@ -22,6 +22,7 @@ from sensevoiced.config import (
     ConfigError,
     FrontendConfig,
     ServingConfig,
+    default_cache_dir,
     default_models_dir,
     runtime_socket,
 )
@@ -37,7 +38,10 @@ USER_FILE = Path("sensevoice") / "sensevoiced.toml"
 _SECTIONS: dict[str, type] = {"frontend": FrontendConfig, "batch": BatchLimits, "serving": ServingConfig}
 _CHOICES: dict[str, tuple[str, ...]] = {"precision": PRECISIONS, "engine": ENGINES, "log_level": LOG_LEVELS}
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
-_FLAGS = ("socket", "models_dir", "model", "vad", "device", "precision", "engine", "threads", "log_level")
+_FLAGS = (
+    *("socket", "models_dir", "cache_dir", "model", "vad"),
+    *("device", "precision", "engine", "threads", "log_level"),
+)
 """Settings that have a flag and an environment variable too; limits are for the file alone."""
 _ENVIRONMENT = {
     name: "SENSEVOICE_SOCKET" if name == "socket" else f"SENSEVOICED_{name.upper()}" for name in _FLAGS
@@ -64,6 +68,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "frontend.merge_length_s": (0.0, 60.0),
     "frontend.merge_gap_s": (0.0, 60.0),
     "batch.max_batch_frames": (1, 2**20),
+    "batch.cpu_frames_per_thread": (1, 2**20),
     "batch.max_batch_attention": (1, 2**40),
     "batch.max_batch_utterances": (1, 4_096),
     "batch.max_failures_in_a_row": (1, 10**6),
@@ -90,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="FILE", help="read this file instead of the system's and the user's")
     add("--socket", metavar="PATH", help="Unix socket to listen at, unless systemd passes one")
     add("--models-dir", metavar="FOLDER", help="where fetched models are")
+    add("--cache-dir", metavar="FOLDER", help="where int8 weights are kept")
     add("--model", metavar="NAME", help="demo, a folder, or a fetched model's name")
     add("--vad", metavar="NAME", help="auto, a folder, or a fetched model's name")
     add("--device", metavar="DEVICE", help=DEVICES)
@@ -107,7 +113,11 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Config:
     `flags` are the values of `add_arguments` by name, None where not given. Raises ConfigError in one
     sentence: where, which setting, what it takes.
     """
-    values: dict[str, Any] = {"socket": runtime_socket(environ), "models_dir": default_models_dir(environ)}
+    values: dict[str, Any] = {
+        "socket": runtime_socket(environ),
+        "models_dir": default_models_dir(environ),
+        "cache_dir": default_cache_dir(environ),
+    }
     for file, required in _files(flags.get("config"), environ):
         table = _read(file, required=required)
         _merge(values, table, str(file))

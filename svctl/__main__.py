@@ -1,16 +1,35 @@
-"""Entry point: the quick parser where the words are plain, click for all else; never imports click itself."""
+#!/usr/bin/env python3
+"""The command svctl: the quick parser where the words are plain, click for all else.
 
-from __future__ import annotations
+Never imports click itself. This file is installed as the command, not pip's wrapper around `main`: older
+versions of pip import re there, which takes half as long as Python itself takes to start.
+"""
 
+import os
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+else:
+    try:
+        import _signal as signal  # without the enums that signal makes of its constants
+    except ImportError:  # an interpreter that is arranged in another way
+        import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # While modules are imported an exception may come where nobody can catch it, and nothing is to undo.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def main() -> int:
     """Run svctl with the process's arguments; returns the exit status."""
     try:
         # inside, as a Ctrl-C of an impatient user comes while modules are imported
-        from svctl import options, terminal  # noqa: PLC0415
+        from svctl import options, terminal, verbs  # noqa: PLC0415
 
+        if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         terminal.claim_standard_descriptors()
         arguments = sys.argv[1:]
         verb = arguments[0] if arguments else ""
@@ -19,12 +38,11 @@ def main() -> int:
             from svctl import cli  # noqa: PLC0415 - click costs more than a whole ping
 
             return cli.main(arguments)
-        from svctl import verbs  # noqa: PLC0415
-
         return verbs.run(verb, *parsed)
     except KeyboardInterrupt:
         return 130
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Everything has been written, by os.write: taking the interpreter down would only take time.
+    os._exit(main())

@@ -1,27 +1,34 @@
 """One connection to the daemon: say hello, move frames and descriptors both ways, never blocking on only one.
 
-Never imports socket, asyncio, signal or typing: `_socket` and `select` are all it needs, and each of those
-costs more than a ping.
+Never imports asyncio, collections, struct or typing, and select only where there is more to wait for than
+the daemon: each costs a noticeable part of a ping.
 """
 
 from __future__ import annotations
 
-import _socket
 import os
-import select
-import struct
+import sys
 import time
-from collections import deque
 
 from svctl import __version__, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from typing import Any
 
     from svctl.wire import Message
+else:
+    try:
+        import _socket as socket  # without the enums that socket makes of its constants
+    except ImportError:  # an interpreter that is arranged in another way
+        import socket
+
+__all__ = ["Client", "error_of", "pause_s", "socket"]
 
 _RECEIVE_BYTES = 64 * 2**10
+_INT_BYTES = 4
+"""A C int, as SCM_RIGHTS carries descriptors, wherever Linux runs."""
 _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
 """Bounds of one pause before asking again: neither a busy loop nor a sleep past a free slot."""
 _CANCEL_FLUSH_S = 1.0
@@ -40,7 +47,7 @@ def pause_s(retry_after_ms: int | None) -> float:
 class Client:
     """One connection: requests are pipelined, events are taken in the order in which they were sent."""
 
-    def __init__(self, sock: _socket.socket, path: str) -> None:
+    def __init__(self, sock: socket.socket, path: str) -> None:
         """`sock` is connected; it is owned from here on."""
         sock.setblocking(False)
         self.path = path
@@ -49,17 +56,14 @@ class Client:
         """Ids of transcriptions that have not ended: what Ctrl-C has to cancel."""
         self._socket = sock
         self._reader = wire.FrameReader(wire.MAX_FRAME_BYTES)
-        self._outgoing: deque[tuple[memoryview, int]] = deque()
-        self._incoming: deque[Message] = deque()
+        self._outgoing: list[tuple[memoryview, int]] = []
+        self._incoming: list[Message] = []
         self._last_id = 0
         self._ended = False
         self._cannot_send = False
 
-    def hello(self, deadline: float) -> None:
-        """Exchange versions until the monotonic time `deadline`.
-
-        Raises WireError: `unsupported` for another major version, `timeout`, or what the daemon says instead.
-        """
+    def hello(self) -> None:
+        """Say which version this side speaks; requests may follow at once."""
         self.send(
             {
                 "type": "hello",
@@ -68,7 +72,13 @@ class Client:
                 "client": f"svctl/{__version__}",
             }
         )
-        welcome = self._answer(None, "welcome", deadline)
+
+    def welcomed(self, deadline: float) -> None:
+        """Wait for the daemon's version until the monotonic time `deadline`.
+
+        Raises WireError: `unsupported` for another major version, `timeout`, or what the daemon says instead.
+        """
+        welcome = self.answer(None, "welcome", deadline)
         if welcome["major"] != wire.VERSION_MAJOR:
             raise wire.WireError(
                 "unsupported",
@@ -94,16 +104,20 @@ class Client:
         self.send({"type": kind, "id": self._last_id, **fields}, descriptor)
         return self._last_id
 
-    def call(self, kind: str, answer: str, *, patience_s: float, answer_s: float = 0.0) -> Message:
+    def call(
+        self, kind: str, answer: str, *, patience_s: float, answer_s: float = 0.0, asked: int | None = None
+    ) -> Message:
         """Ask and wait for the one event that answers; ask again while the daemon says when to come back.
 
-        That ends after `patience_s`; an answer may take `answer_s` even without patience. Raises WireError:
-        the daemon's own, or `timeout`.
+        That ends after `patience_s`; an answer may take `answer_s` even without patience. `asked` is the id
+        of the request where it has been sent already. Raises WireError: the daemon's own, or `timeout`.
         """
         deadline = time.monotonic() + patience_s
         while True:
+            request = self.request(kind) if asked is None else asked
+            asked = None
             try:
-                return self._answer(self.request(kind), answer, max(deadline, time.monotonic() + answer_s))
+                return self.answer(request, answer, max(deadline, time.monotonic() + answer_s))
             except wire.WireError as error:
                 wait_s = pause_s(error.retry_after_ms)
                 # an error without a request is the connection's: there is nobody left to ask
@@ -112,7 +126,8 @@ class Client:
                     raise
             time.sleep(wait_s)
 
-    def _answer(self, request: int | None, answer: str, deadline: float) -> Message:
+    def answer(self, request: int | None, answer: str, deadline: float) -> Message:
+        """Wait for one event, dropping others; raises WireError for an error in its place, or `timeout`."""
         while True:
             event = self.take()
             if event is None:
@@ -132,7 +147,7 @@ class Client:
 
     def take(self) -> Message | None:
         """The next event that has arrived, or None."""
-        return self._incoming.popleft() if self._incoming else None
+        return self._incoming.pop(0) if self._incoming else None
 
     def wait(self, timeout_s: float | None = None, *, readable: int = -1) -> bool:
         """Move bytes both ways until something happened or the time is over.
@@ -155,6 +170,11 @@ class Client:
             pass
 
     def _move(self, timeout_s: float | None, *, readable: int = -1, writable: int = -1) -> bool:
+        if readable < 0 and writable < 0 and not self._outgoing:
+            self._receive(timeout_s)
+            return False
+        import select  # noqa: PLC0415 - see the first lines
+
         poll = select.poll()
         if not self._ended:
             poll.register(self._socket.fileno(), select.POLLIN | (select.POLLOUT if self._outgoing else 0))
@@ -174,20 +194,26 @@ class Client:
                 self._flush()
         return other
 
-    def _receive(self) -> None:
-        while not self._ended:
-            try:
+    def _receive(self, timeout_s: float | None = 0.0) -> None:
+        """Take in what is there, waiting for its beginning."""
+        self._socket.settimeout(None if timeout_s is None else max(0.0, timeout_s))
+        try:
+            while not self._ended:
                 data = self._socket.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""  # reset by a daemon that died: the same as its end
-            if not data:
-                self._ended = self._cannot_send = True
-                return
-            self._reader.feed(data)
-            for message in self._reader.messages():
-                self._accept(message)
+                if not data:
+                    self._ended = self._cannot_send = True
+                self._reader.feed(data)
+                if len(data) < _RECEIVE_BYTES:
+                    break
+                self._socket.settimeout(0)
+        except (BlockingIOError, TimeoutError):
+            pass
+        except OSError:
+            self._ended = self._cannot_send = True  # reset by a daemon that died: the same as its end
+        finally:
+            self._socket.settimeout(0)
+        for message in self._reader.messages():
+            self._accept(message)
 
     def _accept(self, message: Message) -> None:
         try:
@@ -203,13 +229,13 @@ class Client:
     def _flush(self) -> None:
         while self._outgoing:
             # taken out before it is sent: a Ctrl-C in between loses a message, but never sends one twice
-            data, descriptor = self._outgoing.popleft()
-            rights = [struct.pack("i", descriptor)] if descriptor >= 0 else []
-            ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, right) for right in rights]
+            data, descriptor = self._outgoing.pop(0)
+            rights = [descriptor.to_bytes(_INT_BYTES, sys.byteorder)] if descriptor >= 0 else []
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, right) for right in rights]
             try:
                 sent = self._socket.sendmsg([data], ancillary)
             except BlockingIOError:
-                self._outgoing.appendleft((data, descriptor))
+                self._outgoing.insert(0, (data, descriptor))
                 return
             except OSError:
                 # the daemon has closed: what it said before is still to be read, and says why
@@ -217,7 +243,7 @@ class Client:
                 self._outgoing.clear()
                 return
             if sent < len(data):
-                self._outgoing.appendleft((data[sent:], -1))
+                self._outgoing.insert(0, (data[sent:], -1))
 
     def cancel_all(self) -> None:
         """Tell the daemon to drop what this connection still waits for; one that is gone is no error."""

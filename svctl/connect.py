@@ -1,23 +1,21 @@
 """Finds the daemon's socket and connects to it, with a sentence for every way in which that fails.
 
-Never imports socket, asyncio or pathlib, as every start of svctl would pay for it.
+Never imports asyncio or pathlib, nor struct before it has to, as every start of svctl would pay for it.
 """
 
 from __future__ import annotations
 
-import _socket
 import errno
 import os
 import stat
-import struct
 import time
 
 from svctl import wire
-from svctl.client import Client, pause_s
+from svctl.client import Client, pause_s, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 SYSTEM_SOCKET = "/run/sensevoice/api.sock"
 _MIN_CONNECT_S = 0.05
@@ -57,8 +55,12 @@ def connect(
     answer_s: float = 0.0,
     absent_s: float = 0.0,
     environ: Mapping[str, str] = os.environ,
+    behind: Callable[[Client], object] | None = None,
 ) -> Client:
     """A connection that has exchanged hellos.
+
+    `behind` sends what need not wait for the daemon's hello, over every connection that is tried: a
+    daemon that turns a connection away does not look at it.
 
     Waits up to `patience_s` seconds for a daemon that is loading (it accepts and answers later) or full, and
     up to `absent_s` for one that does not listen yet; one that listens gets `answer_s` even without patience.
@@ -72,8 +74,13 @@ def connect(
             answer_by = max(deadline, time.monotonic() + answer_s)
             client = _open(candidates(explicit, environ), environ, answer_by)
             try:
-                client.hello(answer_by)
-            except BaseException:
+                client.hello()
+                if behind is not None:
+                    behind(client)
+                client.welcomed(answer_by)
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    client.cancel_all()  # what was sent behind the hello
                 client.close()
                 raise
         except _AbsentError:
@@ -92,14 +99,13 @@ def connect(
 def _open(paths: list[str], environ: Mapping[str, str], deadline: float) -> Client:
     may_come = False
     for path in paths:
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        # a full backlog blocks connect(2); socket(7) SO_SNDTIMEO bounds that without a busy loop
-        left = max(deadline - time.monotonic(), _MIN_CONNECT_S)
-        sock.setsockopt(
-            _socket.SOL_SOCKET, _socket.SO_SNDTIMEO, struct.pack("ll", int(left), int(left % 1 * 1e6))
-        )
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
         try:
-            sock.connect(path)
+            try:
+                sock.connect(path)
+            except BlockingIOError:  # a full backlog
+                _connect_slowly(sock, path, max(deadline - time.monotonic(), _MIN_CONNECT_S))
         except OSError as error:
             sock.close()
             if error.errno in (errno.EACCES, errno.ECONNREFUSED):
@@ -116,6 +122,16 @@ def _open(paths: list[str], environ: Mapping[str, str], deadline: float) -> Clie
     where = " or ".join(paths)
     sentence = f"No daemon listens at {where}; start it with: {_start_command(paths[0], environ)}"
     raise (_AbsentError if may_come else wire.WireError)("unavailable", sentence)
+
+
+def _connect_slowly(sock: socket.socket, path: str, left_s: float) -> None:
+    """Wait for room in the backlog; socket(7) SO_SNDTIMEO bounds that without a busy loop."""
+    import struct  # noqa: PLC0415 - see the first lines
+
+    bound = struct.pack("ll", int(left_s), int(left_s % 1 * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
+    sock.setblocking(True)
+    sock.connect(path)
 
 
 def _explain(path: str, *, refused: bool) -> None:

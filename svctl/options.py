@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     Values = dict[str, Any]
 
 FORMATS = ("text", "json", "jsonl", "raw", "plain", "srt", "vtt", "tsv")
+SINGLE_FORMATS = ("srt", "vtt", "tsv")
+"""Of one recording: two in one stream, or a heading between them, are no such file any more."""
 TAGS = ("bracket", "enclosed", "emoji", "raw", "none")
 
 PATIENCE_S = 60.0
@@ -97,7 +99,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 "flag",
                 False,
                 (),
-                "Put [start-end] in seconds before each line of -f text.",
+                "Put [start-end] in seconds before each line of -f text (not with --tags emoji).",
             ),
             (
                 "vad",

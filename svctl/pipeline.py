@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 
 from svctl import client, wire
 from svctl.sources import Source, open_source
@@ -51,7 +50,7 @@ class _Job:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.request = 0
-        self.events: deque[Message] = deque()
+        self.events: list[Message] = []
         self.answered = False
         self.finished = False
         self.replay: list[bytes] | None = [] if source.streamed else None
@@ -63,24 +62,36 @@ class _Job:
 class Pipeline:
     """Transcribes recordings over one connection, which is free again once `run` has ended."""
 
-    def __init__(self, connection: client.Client, options: dict[str, Any], *, patience_s: float) -> None:
+    def __init__(self, names: Names, options: dict[str, Any], *, patience_s: float) -> None:
         """`options` are fields of every request; a daemon that stays full for `patience_s` is an error."""
-        self._connection = connection
+        self._connection: client.Client
+        self._names = names
         self._options = options
         self._patience_s = patience_s
-        self._jobs: deque[_Job] = deque()
+        self._jobs: list[_Job] = []
         self._last_done_s = time.monotonic()
-        self._stdin_taken = False
+        self._stdin_taken = names.descriptor == STDIN
 
-    def run(self, names: Names) -> Iterator[tuple[Source, Message]]:
+    def begin(self, connection: client.Client) -> None:
+        """Send the first requests; once more over another connection, where the first was turned away.
+
+        No answer is waited for, and nothing is read from a stream yet.
+        """
+        self._connection = connection
+        for job in self._jobs:
+            if not job.finished:
+                self._start(job)
+        self._fill()
+
+    def run(self) -> Iterator[tuple[Source, Message]]:
         """Each recording's events, in the order of the names; each recording's last is one `done` or `error`.
 
-        Raises WireError when the connection itself fails.
+        `begin` has to come before. Raises WireError when the connection itself fails.
         """
+        names = self._names
         try:
-            self._stdin_taken = names.descriptor == STDIN
             while True:
-                self._fill(names)
+                self._fill()
                 if not self._jobs:
                     if names.descriptor < 0:
                         return
@@ -92,18 +103,18 @@ class Pipeline:
                     continue
                 head = self._jobs[0]
                 while head.events:
-                    event = head.events.popleft()
+                    event = head.events.pop(0)
                     if event["type"] in ("done", "error"):
-                        self._jobs.popleft()
+                        self._jobs.pop(0)
                     yield head.source, event
                 if not head.finished:
-                    self._step(names)
+                    self._step()
         finally:
             for job in self._jobs:
                 _close(job)
 
-    def _fill(self, names: Names) -> None:
-        while len(self._jobs) < IN_FLIGHT and (name := names.next()) is not None:
+    def _fill(self) -> None:
+        while len(self._jobs) < IN_FLIGHT and (name := self._names.next()) is not None:
             source = open_source(name)
             if name == "-" and source.error is None and self._stdin_taken:
                 source = Source(
@@ -136,7 +147,7 @@ class Pipeline:
         job.finished = True
         _close(job)
 
-    def _step(self, names: Names) -> None:
+    def _step(self) -> None:
         """Wait until something happens, and let it."""
         now = time.monotonic()
         due = [job for job in self._jobs if job.retry_at is not None]
@@ -150,7 +161,7 @@ class Pipeline:
         )
         if upload is not None and self._connection.backlog_bytes >= _MAX_BACKLOG_BYTES:
             upload = None
-        names_wanted = names.descriptor if len(self._jobs) < IN_FLIGHT else -1
+        names_wanted = self._names.descriptor if len(self._jobs) < IN_FLIGHT else -1
         readable = upload.source.descriptor if upload is not None else names_wanted
         ready = self._connection.wait(min(pauses) if pauses else None, readable=readable)
         if ready and upload is not None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import stat
-from collections import deque
 
 from svctl import wire
 from svctl.terminal import STDIN
@@ -114,7 +112,7 @@ class Names:
 
         `only_one` is the sentence for a second name where there is room for one recording.
         """
-        self._names = deque(names)
+        self._names = iter(names)
         self._only_one = only_one
         self._seen = len(names)
         self._partial = b""
@@ -126,7 +124,9 @@ class Names:
 
         Raises WireError: `not_found` when names cannot be read, `invalid_request` for one too many.
         """
-        while not self._names and self.descriptor >= 0 and _is_readable(self.descriptor):
+        while (name := next(self._names, None)) is None and self.descriptor >= 0:
+            if not _is_readable(self.descriptor):
+                return None
             try:
                 data = os.read(self.descriptor, _NAMES_BYTES)
             except OSError as error:
@@ -137,15 +137,17 @@ class Names:
             if not data:
                 names, self.descriptor = [self._partial], -1  # a last name without its NUL
             added = [os.fsdecode(name) for name in names if name]
-            self._names.extend(added)
+            self._names = iter(added)
             self._seen += len(added)
             # what is left over is a name too, be it cut
             if self._only_one and self._seen + bool(self._partial and self.descriptor >= 0) > 1:
                 raise wire.WireError("invalid_request", self._only_one)
-        return self._names.popleft() if self._names else None
+        return name
 
 
 def _is_readable(descriptor: int) -> bool:
+    import select  # noqa: PLC0415 - only names that come by a pipe need it
+
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))

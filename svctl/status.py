@@ -15,25 +15,28 @@ _UNKNOWN = "-"
 def table(status: Mapping[str, Any]) -> str:
     """One `name  value` line per fact; what this daemon does not report is shown as `-`."""
     facts = _Facts(status)
-    memory, queue, jobs, batches = (
-        _Facts(status.get(name) or {}) for name in ("memory", "queue", "jobs", "batches")
+    memory, queue, jobs, batches, frontend = (
+        _Facts(status.get(name) or {}) for name in ("memory", "queue", "jobs", "batches", "frontend")
     )
     children = (status.get("memory") or {}).get("children") or []
     busy = sum(bool(child.get("busy")) for child in children)
     rss = f"{memory.mib('daemon_rss_bytes')} daemon, {memory.mib('children_rss_bytes')} front end"
+    backend = f" ({status['backend']})" if status.get("backend") else ""
+    lost = f"{frontend.text('crashed')} crashed, {frontend.text('timeouts')} timed out"
     rows = [
         ("daemon", f"{facts.text('server')}, pid {facts.text('pid')}, {facts.text('state')}"),
         ("model", f"{facts.text('model')} ({facts.millions('parameters')} parameters)"),
         ("vad", facts.text("vad")),
-        ("engine", f"{facts.text('engine')} on {facts.text('device')}, {facts.text('precision')}"),
+        ("engine", f"{facts.text('engine')} on {facts.text('device')}, {facts.text('precision')}{backend}"),
         ("threads", facts.text("threads")),
         ("uptime", f"{facts.duration('uptime_s')} (ready after {facts.duration('ready_after_s')})"),
         ("memory", rss),
-        ("front end", f"{_count(len(children), 'process', 'processes')}, {busy} busy"),
+        ("front end", f"{_count(len(children), 'process', 'processes')}, {busy} busy, {lost}"),
     ]
     if memory.text("gpu_allocated_bytes") != _UNKNOWN:
         rows.append(("gpu memory", f"{memory.mib('gpu_allocated_bytes')} of {memory.mib('gpu_total_bytes')}"))
     waiting = f"{queue.text('jobs_active')} active jobs, {queue.text('utterances')} utterances, "
+    most = f"{batches.text('max_frames')} frames of 60 ms, {batches.text('max_utterances')} utterances"
     audio = f"{facts.duration('audio_s')} recognised in {facts.duration('engine_busy_s')}"
     rows += [
         ("queue", f"{waiting}{queue.duration('audio_s')} of audio"),
@@ -41,7 +44,10 @@ def table(status: Mapping[str, Any]) -> str:
             "jobs",
             ", ".join(f"{jobs.text(name)} {name}" for name in ("done", "failed", "cancelled", "rejected")),
         ),
-        ("batches", f"{batches.text('count')}, {batches.number('mean_size', 1)} utterances each on average"),
+        (
+            "batches",
+            f"{batches.text('count')} of {batches.number('mean_size', 1)} utterances; at most {most}",
+        ),
         ("audio", f"{audio} (RTF {facts.number('rtf', 4)})"),
         ("clients", f"{facts.text('connections')} connected, {facts.text('clients_rejected')} turned away"),
     ]

@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from svctl.client import Client
     from svctl.options import Values
+    from svctl.transcribe import Run
     from svctl.wire import Message
 
 INTERRUPTED = wire.ERRORS["cancelled"][1]
@@ -29,22 +30,16 @@ def run(verb: str, values: Values, names: list[str]) -> int:
     """Run a verb of options.VERBS; returns the exit status and never raises for what a user can cause."""
     connection: Client | None = None
     try:
-        folder = None
-        if verb == "transcribe":
-            from svctl import transcribe  # noqa: PLC0415
-
-            folder = transcribe.prepare(values, names)
+        work = _work(verb, values, names)
         patience_s = options.patience_s(verb, values)
-        deadline = time.monotonic() + patience_s
         connection = connect(
             values["socket"],
             patience_s=patience_s,
             answer_s=_LOADING_PATIENCE_S,
             absent_s=patience_s if values["wait"] is not None else 0.0,
+            behind=work.begin,
         )
-        if verb == "transcribe":
-            return transcribe.run(connection, values, names, folder)
-        return _call(verb, connection, values, deadline)
+        return work.finish(connection)
     except wire.WireError as error:
         say(error.message)
         return error.exit_status
@@ -62,13 +57,39 @@ def run(verb: str, values: Values, names: list[str]) -> int:
             connection.close()
 
 
-def _call(verb: str, connection: Client, values: Values, deadline: float) -> int:
-    kind, answer, printed = _CALLS[verb]
-    left_s = max(0.0, deadline - time.monotonic())
-    event = connection.call(kind, answer, patience_s=left_s, answer_s=_LOADING_PATIENCE_S)
-    if not values.get("quiet"):
-        write_stdout(encoded(printed(connection, values, event)))
-    return 0
+def _work(verb: str, values: Values, names: list[str]) -> Run | _Call:
+    if verb == "transcribe":
+        from svctl.transcribe import Run  # noqa: PLC0415 - a ping needs none of it
+
+        return Run(values, names)
+    return _Call(verb, values)
+
+
+class _Call:
+    """A verb that is one request."""
+
+    def __init__(self, verb: str, values: Values) -> None:
+        self._kind, self._answer, self._printed = _CALLS[verb]
+        self._values = values
+        self._deadline = time.monotonic() + options.patience_s(verb, values)
+        self._asked = 0
+
+    def begin(self, connection: Client) -> None:
+        """Ask."""
+        self._asked = connection.request(self._kind)
+
+    def finish(self, connection: Client) -> int:
+        """Wait for the answer and print it."""
+        event = connection.call(
+            self._kind,
+            self._answer,
+            patience_s=max(0.0, self._deadline - time.monotonic()),
+            answer_s=_LOADING_PATIENCE_S,
+            asked=self._asked,
+        )
+        if not self._values.get("quiet"):
+            write_stdout(encoded(self._printed(connection, self._values, event)))
+        return 0
 
 
 def _ping(connection: Client, _values: Values, _event: Message) -> str:

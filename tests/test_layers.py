@@ -64,7 +64,11 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     # Serving: neither front end nor engine; the daemon hands it callables.
     ("sensevoiced.serving*", (*L0, "sensevoiced.serving.*", "svctl.wire")),
     # Where the rooms are joined.
-    ("sensevoiced.pipeline", (*L0, "sensevoiced.serving.service", "sensevoiced.engine.api")),
+    ("sensevoiced.stages", L0),
+    (
+        "sensevoiced.pipeline",
+        (*L0, "sensevoiced.stages", "sensevoiced.serving.service", "sensevoiced.engine.api"),
+    ),
     (
         "sensevoiced.parts",
         (
@@ -98,16 +102,17 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     # The client: nothing of the daemon; msgpack in the wire, click in the command line.
     ("svctl", ()),
-    ("svctl.wire", ("msgpack",)),
+    ("svctl.wire", ("svctl.brief", "msgpack")),
     ("svctl.cli", ("svctl*", "click")),
     ("svctl*", ("svctl*",)),
 )
 """First matching module pattern -> what it may import beside the standard library."""
 
 SVCTL_FLOORS: tuple[tuple[str, ...], ...] = (
-    ("svctl", "svctl.wire", "svctl.terminal", "svctl.emoji"),
+    ("svctl", "svctl.brief", "svctl.terminal", "svctl.emoji"),
+    ("svctl.wire",),
     ("svctl.options", "svctl.client", "svctl.formats", "svctl.status", "svctl.sources", "svctl.folder"),
-    ("svctl.connect", "svctl.pipeline"),
+    ("svctl.connect", "svctl.pipeline", "svctl.printer"),
     ("svctl.transcribe",),
     ("svctl.verbs",),
     ("svctl.cli",),

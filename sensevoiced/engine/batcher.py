@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sensevoiced.engine.api import Engine, OutOfMemory, Work
 from sensevoiced.engine.runner import Item, Outcome, Runner
 from sensevoiced.engine.turns import Turns
-from sensevoiced.jobs import JobError, Options, Recognition, Utterance
+from sensevoiced.jobs import JobError, Options, Recognised, Recognition, Utterance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +46,8 @@ class BatcherSnapshot:
     failed_in_a_row: int
     """Utterances failed since the last that succeeded: a broken device fails all of them."""
     mean_batch_size: float
+    max_batch_frames: int
+    """The cap in force."""
     engine_busy_s: float
     out_of_memory_splits: int
 
@@ -54,8 +56,7 @@ class Batcher:
     """Queues utterances by job, and runs them in batches on a thread of its own.
 
     There is no waiting for company: an idle engine starts at once, and what arrives while it works forms the
-    next batch. Jobs take turns with one utterance each, and an utterance that no longer fits ends the batch,
-    so that nothing is ever overtaken. All methods belong to the event loop's thread.
+    next batch, in the order of `Turns`. All methods belong to the event loop's thread.
     """
 
     def __init__(self, run: Callable[[Sequence[Work]], list[Recognition]], *, limits: BatchLimits) -> None:
@@ -80,6 +81,11 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
+    def cap_frames(self, most: int) -> None:
+        """Keep batches below `most` frames; called before there is anything to recognise."""
+        with self._changed:
+            self._runner.cap_frames(most)
+
     async def call(self, work: Callable[[], _T]) -> _T:
         """Run `work` (warm-up, a change of model) on the engine thread, before the next batch."""
         answer: concurrent.futures.Future[_T] = concurrent.futures.Future()
@@ -98,14 +104,14 @@ class Batcher:
             self._changed.notify()
         return await asyncio.wrap_future(answer)
 
-    async def recognise(self, job: int, utterance: Utterance, options: Options) -> Recognition:
-        """Recognise one utterance of `job`.
+    async def recognise(self, owner: int, job: int, utterance: Utterance, options: Options) -> Recognised:
+        """Recognise one utterance of `job`, in the name of the user `owner`.
 
         Cancelling the waiting task drops the utterance while it is queued, and throws its result away when it
         is already running. Raises JobError: `internal` where the model failed on it, `shutting_down` after
         `stop`.
         """
-        item = Item(job, (utterance, options), asyncio.get_running_loop().create_future())
+        item = Item(owner, job, (utterance, options), asyncio.get_running_loop().create_future())
         with self._changed:
             if self._stopping or self._ended:
                 raise self._refusal()
@@ -146,6 +152,7 @@ class Batcher:
                 failed_utterances=runner.failed,
                 failed_in_a_row=runner.failed_in_a_row,
                 mean_batch_size=runner.batched / runner.batches if runner.batches else 0.0,
+                max_batch_frames=runner.frames_cap,
                 engine_busy_s=self._busy_s + age,
                 out_of_memory_splits=runner.splits,
             )
@@ -170,14 +177,15 @@ class Batcher:
             if not item.future.done():
                 item.future.set_exception(JobError(code, message))
 
-    def _deliver(self, outcomes: list[Outcome]) -> None:
+    def _deliver(self, outcomes: list[Outcome], began_s: float, ended_s: float) -> None:
+        texts_s = sum(outcome.richtext_s for _, outcome in outcomes if isinstance(outcome, Recognition))
         for item, outcome in outcomes:
             if item.future.done():
                 continue
             if isinstance(outcome, JobError):
                 item.future.set_exception(outcome)
             else:
-                item.future.set_result(outcome)
+                item.future.set_result(Recognised(outcome, began_s, ended_s - texts_s, ended_s))
 
     def _fail_all(self, code: str, message: str) -> None:
         with self._changed:
@@ -218,16 +226,17 @@ class Batcher:
                     frames=self._runner.frames_cap,
                     attention=self._limits.max_batch_attention,
                 )
-            self._busy_since = time.monotonic()
+            self._busy_since = began_s = time.monotonic()
         outcomes: list[Outcome] = []
         if call is None:
             outcomes = self._runner.work_off(self._running)
         else:
             call()
+        ended_s = time.monotonic()
         with self._changed:
-            self._busy_s += time.monotonic() - self._busy_since
+            self._busy_s += ended_s - began_s
             self._busy_since = None
             self._running = []
         if outcomes:
-            self._to_loop(self._deliver, outcomes)
+            self._to_loop(self._deliver, outcomes, began_s, ended_s)
         return True

@@ -29,8 +29,9 @@ _TP_BLOCKS, _KERNEL, _SHIFT = 0, 11, 0
 def load_network(model: AsrModel, *, vocabulary: int) -> SenseVoice:
     """Build the network of `model` with its weights, in float32 on the CPU.
 
-    Where the file is in float32, its own pages are the weights. `vocabulary` is the tokenizer's size, which
-    the head must match. Raises ConfigError for a file that does not fit.
+    Where the file is in float32, its own pages are the weights, until a backend has made its own of them.
+    `vocabulary` is the tokenizer's size, which the head must match. Raises ConfigError for a file that does
+    not fit.
     """
     state = _read(model.weights)
     dimensions = _dimensions(model, state, vocabulary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -13,7 +12,6 @@ from sensevoiced.engine.api import OutOfMemory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ALLOCATION_FAILURES = (
     "can't allocate memory",
     "CUDA error: out of memory",
@@ -44,20 +42,22 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda", place.index or 0) if place.type == "cuda" else torch.device("cpu")
 
 
-def pick_precision(precision: str, place: torch.device) -> tuple[torch.dtype, str]:
-    """Turn `auto` or a type's name into what the device can do well; float16 on a CPU is refused."""
+def pick_precision(precision: str, place: torch.device) -> str:
+    """Turn `auto` into what the device does well, and refuse what it cannot do.
+
+    On a CPU `auto` is float32: what 8 or 16 bits do to a model's texts has to be measured on that model.
+    """
     if precision == "auto":
         precision = "float16" if place.type == "cuda" else "float32"
-    if precision not in _DTYPES:
+    if precision not in PRECISIONS:
         raise ConfigError(f"precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
     if precision == "float16" and place.type == "cpu":
-        raise ConfigError("precision float16 needs a CUDA device: on the CPU choose float32 or bfloat16.")
-    return _DTYPES[precision], precision
-
-
-def set_threads(threads: int) -> None:
-    """Bound torch's threads for one operation; 0 means one per core this process may use."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        raise ConfigError(
+            "precision float16 needs a CUDA device: on the CPU choose float32, bfloat16 or int8."
+        )
+    if precision == "int8" and place.type != "cpu":
+        raise ConfigError("precision int8 is for the CPU: on a CUDA device choose float16.")
+    return precision
 
 
 def within_memory(work: Callable[[], _T]) -> _T:

@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sensevoiced.config import ConfigError
 from sensevoiced.engine.checkpoint import load_network
-from sensevoiced.engine.device import memory_bytes, pick_device, set_threads, within_memory
+from sensevoiced.engine.cores import Cores
+from sensevoiced.engine.device import memory_bytes, pick_device, within_memory
 from sensevoiced.engine.reading import Reading, rows_of, warm_up_batches
 from sensevoiced.engine.richtext import TAG_FRAMES, Path
 from sensevoiced.jobs import EngineInfo, Options, Recognition
@@ -75,7 +76,8 @@ class FunasrEngine:
                 disable_log=True,
                 trust_remote_code=False,
             )
-        set_threads(threads)
+        # It sets them for good: FunASR's batches are not watched.
+        cores = Cores(threads)
         info = EngineInfo(
             name="funasr",
             model=model.name,
@@ -83,6 +85,8 @@ class FunasrEngine:
             precision="float32",
             parameters=parameters,
             feature_dim=model.frontend.dim,
+            backend="funasr.AutoModel",
+            threads=cores.most if place.type == "cpu" else 0,
         )
         return cls(automodel, reading, info)
 

@@ -1,4 +1,7 @@
-"""How a linear layer is computed: the seam behind which faster backends go; imports torch only."""
+"""A linear layer as it is loaded, and the ways to compute it in floating point; imports torch only.
+
+PackedLinear leans on operators that torch does not document: precision.py tries them before it uses them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,30 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it everywhere
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
+
+TYPICAL_ROWS = 256
+"""Rows for which oneDNN lays out the weights; other numbers run on the same layout."""
+
+
+class Linear(nn.Module):
+    """A linear layer, with a ReLU where asked; the plain backend, float32 on any device.
+
+    `narrow` allows a backend that computes in 8 bits to give its result in 16.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, relu: bool = False, narrow: bool = False) -> None:
+        """Make room for the weights."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False)
+        self.relu = relu
+        self.narrow = narrow
+
+    def forward(self, rows: torch.Tensor, _spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Map (N, inputs) to (N, outputs), of the utterances at `spans`."""
+        result = F.linear(rows, self.weight, self.bias)
+        return result.relu_() if self.relu else result
 
 
 class CastLinear(nn.Module):
@@ -18,32 +44,35 @@ class CastLinear(nn.Module):
     Added to the float32 residual, the output becomes float32 by itself.
     """
 
-    def __init__(self, source: nn.Linear, dtype: torch.dtype) -> None:
+    def __init__(self, source: Linear, dtype: torch.dtype) -> None:
         """Keep a copy of the weights of `source` in `dtype`."""
         super().__init__()
         self.weight = nn.Parameter(source.weight.to(dtype), requires_grad=False)
         self.bias = nn.Parameter(source.bias.to(dtype), requires_grad=False)
+        self._relu = source.relu
 
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Map (N, in) to (N, out) in this layer's type."""
-        return F.linear(rows.to(self.weight.dtype), self.weight, self.bias)
-
-
-def backend(_device: torch.device, dtype: torch.dtype) -> Callable[[nn.Linear], nn.Module]:
-    """Choose how linear layers run in `dtype` on a device.
-
-    The function that comes back takes a loaded float32 layer and gives the module that computes it, which may
-    keep or repack the weights.
-    """
-    # One backend a precision so far; oneDNN's prepacked weights and int8 will depend on the device.
-    if dtype == torch.float32:
-        return lambda source: source
-    return lambda source: CastLinear(source, dtype)
+    def forward(self, rows: torch.Tensor, _spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Map (N, inputs) to (N, outputs) in this layer's type."""
+        result = F.linear(rows.to(self.weight.dtype), self.weight, self.bias)
+        return result.relu_() if self._relu else result
 
 
-def replace_linears(root: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
-    """Put `make(layer)` in the place of every nn.Linear below `root`."""
-    for parent in list(root.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, make(child))
+class PackedLinear(nn.Module):
+    """oneDNN's linear layer, in float32 or bfloat16, on weights laid out once; the ReLU in the same pass."""
+
+    def __init__(self, source: Linear, dtype: torch.dtype) -> None:
+        """Lay out a copy of the weights of `source` in `dtype`."""
+        super().__init__()
+        self._dtype = dtype
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(  # noqa: SLF001 - see the module's docstring
+            source.weight.to(dtype), TYPICAL_ROWS
+        )
+        self._bias = source.bias.to(dtype, copy=True)
+        self._after = "relu" if source.relu else "none"
+
+    def forward(self, rows: torch.Tensor, _spans: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Map (N, inputs) to (N, outputs) in this layer's type."""
+        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001
+            rows.to(self._dtype), self._weight, self._bias, self._after, [], ""
+        )
+        return result

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TagPicks = tuple[TagPick, TagPick, TagPick, TagPick]
 
-_WARM_UP_FRAMES = (17, 50, 167, 500)
+_WARM_UP_FRAMES = (17, 50)
 """1, 3, 10 and 30 s: libraries choose and initialise their kernels by shape, so the first caller must not
 be the first shape."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from dataclasses import dataclass
 from itertools import groupby
@@ -59,6 +60,7 @@ def recognition(
     slot's best label is reported all the same, with its own, then small, probability. `raw` is FunASR's
     `text`: the greedy path over all frames, tag frames included.
     """
+    began_s = time.perf_counter()
     language, emotion, event, itn = path.tags
     raw_ids = [token for token, _ in groupby(path.ids) if token != blank]
     text = ""
@@ -66,6 +68,7 @@ def recognition(
     if language.name != NO_SPEECH:
         text, pieces = _pieces(path.ids[TAG_FRAMES:], tokenizer, blank)
         words = words_of(pieces, frame_s=frame_s, length_s=length_s)
+    raw = tokenizer.decode(raw_ids)
     return Recognition(
         language=language.name,
         language_score=language.score,
@@ -75,8 +78,9 @@ def recognition(
         event_score=event.score,
         itn=itn.name == WITH_ITN,
         text=text.strip(),
-        raw=tokenizer.decode(raw_ids),
+        raw=raw,
         words=words,
+        richtext_s=time.perf_counter() - began_s,
     )
 
 

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sensevoiced.config import BatchLimits
+    from sensevoiced.jobs import Recognised
 
 log = logging.getLogger(__name__)
 
-_RECOVER_BATCHES = 256
+RECOVER_BATCHES = 256
 """Successful batches after which a lowered cap doubles: another process may have had the memory."""
 
 
@@ -27,10 +28,11 @@ class Item:
     `dropped` says that nobody waits any more; it is set on the event loop and read on the engine thread.
     """
 
-    __slots__ = ("dropped", "frames", "future", "job", "work")
+    __slots__ = ("dropped", "frames", "future", "job", "owner", "work")
 
-    def __init__(self, job: int, work: Work, future: asyncio.Future[Recognition]) -> None:
+    def __init__(self, owner: int, job: int, work: Work, future: asyncio.Future[Recognised]) -> None:
         """Begin as wanted."""
+        self.owner = owner
         self.job = job
         self.work = work
         self.frames = work[0].frames
@@ -54,7 +56,7 @@ class Runner:
         self._most_frames = limits.max_batch_frames
         self._clean_batches = 0
         self.frames_cap = limits.max_batch_frames
-        """LFR frames a batch may hold now: the configured limit, or less after a lack of memory."""
+        """LFR frames a batch may hold now: what suits the device, or less after a lack of memory."""
         self.batches = 0
         self.batched = 0
         """Utterances in `batches`, the runs that succeeded."""
@@ -62,6 +64,11 @@ class Runner:
         self.failed = 0
         self.failed_in_a_row = 0
         self.splits = 0
+
+    def cap_frames(self, most: int) -> None:
+        """Hold no more than `most` frames in a batch, whatever memory would allow."""
+        self._most_frames = most
+        self.frames_cap = min(self.frames_cap, most)
 
     def work_off(self, batch: list[Item]) -> list[Outcome]:
         """Run a batch, and parts of it where it does not fit or fails, until each utterance has its outcome.
@@ -106,7 +113,7 @@ class Runner:
         self.batches += 1
         self.batched += len(part)
         self._clean_batches += 1
-        if self._clean_batches >= _RECOVER_BATCHES:
+        if self._clean_batches >= RECOVER_BATCHES:
             self._clean_batches = 0
             self.frames_cap = min(self._most_frames, 2 * self.frames_cap)
         return results

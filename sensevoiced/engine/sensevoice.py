@@ -6,23 +6,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sensevoiced.config import ConfigError
+from sensevoiced.engine import cache
 from sensevoiced.engine.checkpoint import load_network
-from sensevoiced.engine.device import memory_bytes, pick_device, pick_precision, set_threads, within_memory
+from sensevoiced.engine.cores import Cores
+from sensevoiced.engine.device import memory_bytes, pick_device, pick_precision, within_memory
 from sensevoiced.engine.encoder import LANGUAGE_QUERY, WITH_ITN_QUERY, WITHOUT_ITN_QUERY, SenseVoice
-from sensevoiced.engine.linear import backend, replace_linears
+from sensevoiced.engine.precision import choose, fit
 from sensevoiced.engine.reading import Reading, rows_of, warm_up_batches
 from sensevoiced.engine.richtext import TAG_FRAMES, Path
 from sensevoiced.jobs import EngineInfo, Recognition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path as FilePath
 
     from sensevoiced.engine.api import Work
     from sensevoiced.models import AsrModel
 
-_HEAD_ROWS = 512
-"""Rows whose logits exist at once: 512 x 25,055 float32 are 49 MiB, where a whole batch would need eight
-times that."""
+_HEAD_ROWS = 256
+"""Rows whose logits exist at once: 256 x 25,055 float32 are 24 MiB."""
 
 
 class TorchEngine:
@@ -31,40 +34,48 @@ class TorchEngine:
     Nothing here locks.
     """
 
-    def __init__(self, network: SenseVoice, reading: Reading, info: EngineInfo) -> None:
+    def __init__(self, network: SenseVoice, reading: Reading, info: EngineInfo, cores: Cores) -> None:
         """Take a network that is on its device and in its precision; `load` makes one."""
         self.info = info
         self._network = network
         self._reading = reading
+        self._cores = cores
         self._device = torch.device(info.device)
 
     @classmethod
-    def load(cls, model: AsrModel, *, device: str, precision: str, threads: int) -> TorchEngine:
+    def load(
+        cls, model: AsrModel, *, device: str, precision: str, threads: int, cache_dir: FilePath | None = None
+    ) -> TorchEngine:
         """Load `model`; `threads` 0 means one per core this process may use.
 
-        Raises ConfigError in one sentence.
+        8-bit weights are kept in `cache_dir`, where there is one. Raises ConfigError in one sentence.
         """
         place = pick_device(device)
-        dtype, precision_name = pick_precision(precision, place)
-        set_threads(threads)
+        precision = pick_precision(precision, place)
+        cores = Cores(threads)
+        try:
+            backend = choose(place, precision)
+        except ValueError as error:
+            raise ConfigError(
+                "precision int8 needs oneDNN, which this build of torch lacks: choose float32 or bfloat16."
+            ) from error
         reading = Reading.of(model)
         network = load_network(model, vocabulary=reading.tokenizer.size)
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        # Cast before the move: half the bytes over the bus, and never two whole copies on the device.
-        replace_linears(network.encoder, backend(place, dtype))
-        # The head is float32 at every precision: with 8 or 11 bits of mantissa the best two of 25,055 logits
-        # are often equal.
-        replace_linears(network.ctc, backend(place, torch.float32))
+        # Before the move: half the bytes over the bus, and never two whole copies on the device.
+        fit(network, backend, cache.file_of(model.weights, cache_dir) if cache_dir else None)
         network.to(place)
         info = EngineInfo(
             name="torch",
             model=model.name,
             device=str(place),
-            precision=precision_name,
+            precision=precision,
             parameters=parameters,
             feature_dim=model.frontend.dim,
+            backend=backend.name,
+            threads=cores.most if place.type == "cpu" else 0,
         )
-        return cls(network, reading, info)
+        return cls(network, reading, info, cores)
 
     def warm_up(self) -> None:
         """Run a few lengths, alone and together."""
@@ -76,7 +87,9 @@ class TorchEngine:
 
         Raises OutOfMemory where the device has too little for it.
         """
-        return self._reading.recognitions(batch, within_memory(lambda: self._paths(batch)))
+        with self._cores.batch():
+            paths = within_memory(lambda: self._paths(batch))
+        return self._reading.recognitions(batch, paths)
 
     def device_memory_bytes(self) -> tuple[int, int] | None:
         """Give (allocated, total) bytes of the device's memory; None on the CPU."""
@@ -84,7 +97,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Let go of the weights; the engine is not used after it."""
-        self._network = self._network.to("meta")
+        del self._network
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -96,27 +109,26 @@ class TorchEngine:
             for _, options in batch
         ]
         rows, packing = self._network(features, queries)
-        tag_rows = (packing.starts[:, None] + torch.arange(TAG_FRAMES, device=self._device)).flatten()
-        best, tag_logits = self._best_ids(rows, tag_rows)
-        tags = self._reading.tag_picks(tag_logits.view(len(batch), TAG_FRAMES, -1))
-        ids = best.tolist()
-        return [Path(ids[start:end], tags[i]) for i, (start, end) in enumerate(packing.spans)]
+        best, tag_logits = [], []
+        for start, end in packing.spans:
+            ids, logits = self._best_ids(rows[start:end])
+            best.append(ids)
+            tag_logits.append(logits)
+        tags = self._reading.tag_picks(torch.stack(tag_logits))
+        # One list for all: on a GPU each is a wait for the device.
+        ids_of_all = torch.cat(best).tolist()
+        return [Path(ids_of_all[start:end], tags[i]) for i, (start, end) in enumerate(packing.spans)]
 
-    def _best_ids(self, rows: torch.Tensor, tag_rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the best id of every row, and the logits of `tag_rows`, a block of logits at a time.
+    def _best_ids(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the best id of every row of one utterance, and the logits of its tag rows in float32.
 
-        The tag rows go first, so that they all lie in the first block.
+        Utterance by utterance and in equal blocks, so that nothing depends on the company.
         """
-        is_speech = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        is_speech[tag_rows] = False
-        order = torch.cat((tag_rows, is_speech.nonzero().flatten()))
-        best = torch.empty(len(rows), dtype=torch.long, device=rows.device)
+        best: list[torch.Tensor] = []
         tag_logits = rows.new_empty(0)
-        step = max(_HEAD_ROWS, len(tag_rows))
-        for start in range(0, len(order), step):
-            block = order[start : start + step]
-            logits = self._network.ctc(rows[block])
-            best[block] = logits.argmax(dim=-1)
-            if start == 0:
-                tag_logits = logits[: len(tag_rows)].float()
-        return best, tag_logits
+        for block in torch.split(rows, _HEAD_ROWS):
+            logits = self._network.ctc(block)
+            if not best:
+                tag_logits = logits[:TAG_FRAMES].float()
+            best.append(logits.argmax(dim=-1))
+        return torch.cat(best), tag_logits

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 BLOCK_S = 8.0
-"""Audio per block from a file: 30 ms of work, so a job that is called off ends soon, and long enough for
-large matrix products."""
+"""Audio per block from a file: up to 30 ms of work, so a job that is called off ends soon, and long enough
+for large matrix products."""
 STREAM_BLOCK_S = 0.25
 """Audio per block from a stream: what a live speaker waits at most."""
 MAX_READ_VALUES = 2**21
@@ -221,7 +221,7 @@ class Recording:
         decoder = LibavDecoder(source, self._check)
         streamed = not isinstance(source, FileSource | SpooledSource)
         try:
-            yield from decoder.blocks(STREAM_BLOCK_S if streamed else BLOCK_S)
+            yield from decoder.blocks(STREAM_BLOCK_S if streamed else BLOCK_S, MAX_READ_VALUES)
             if decoder.format == "ogg" and isinstance(source, FileSource) and not _ogg_ends(source):
                 self.truncated = True
         finally:
@@ -241,7 +241,10 @@ def mix_down(piece: Samples) -> Samples:
 
 def finite(piece: Samples) -> Samples:
     """Replace what is not a number by silence, and bound the rest."""
-    if piece.dtype == np.int16 or np.abs(piece).max(initial=0.0) <= _MAX_AMPLITUDE:
+    if piece.dtype == np.int16:
+        return piece
+    # Both comparisons fail for what is not a number.
+    if piece.min(initial=0.0) >= -_MAX_AMPLITUDE and piece.max(initial=0.0) <= _MAX_AMPLITUDE:
         return piece
     return np.nan_to_num(piece, nan=0.0, posinf=0.0, neginf=0.0).clip(-_MAX_AMPLITUDE, _MAX_AMPLITUDE)
 

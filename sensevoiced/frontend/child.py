@@ -30,11 +30,14 @@ _ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     # Two arenas instead of eight per core: freed blocks go back, and RLIMIT_AS is not spent on reservations.
     "MALLOC_ARENA_MAX": "2",
+    # Blocks of audio and their features come from the heap and stay in it: fresh pages from the kernel for
+    # every array of a few hundred KB cost as much as the features themselves.
+    "MALLOC_MMAP_THRESHOLD_": str(16 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
     "LC_ALL": "C.UTF-8",
     "PYTHONPATH": str(_PACKAGE_ROOT),
-    "PYTHONDONTWRITEBYTECODE": "1",
 }
-_INHERITED = ("PATH", "LD_LIBRARY_PATH", "TZ")
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "TZ", "PYTHONDONTWRITEBYTECODE")
 """Nothing else of the daemon's environment goes to a process that reads strangers' bytes."""
 
 

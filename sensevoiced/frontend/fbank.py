@@ -10,6 +10,7 @@ same arithmetic in float64 (mean difference 1e-6 instead of 5e-6 in the logarith
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,9 +87,12 @@ class Fbank:
         """Prepare window and mel filters for one kind of features; LFR and CMVN come later."""
         self.length = round(spec.sample_rate_hz * spec.frame_length_ms / 1000)
         self.shift = round(spec.sample_rate_hz * spec.frame_shift_ms / 1000)
-        self._window = window(spec.window, self.length)
-        self._fft_size = 1 << (self.length - 1).bit_length()
-        self._mel = mel_filters(spec.n_mels, self._fft_size, spec.sample_rate_hz)
+        # A power of two: to scale afterwards rounds as scaling the samples would.
+        self._window = window(spec.window, self.length) * np.float32(INT16_SCALE)
+        self._ones = np.ones((self.length, 1), np.float32)
+        fft_size = 1 << (self.length - 1).bit_length()
+        self._mel = mel_filters(spec.n_mels, fft_size, spec.sample_rate_hz)
+        self._padded = np.zeros((_BLOCK_FRAMES, fft_size), np.float32)
         self._rest: Floats = np.zeros(0, np.float32)
 
     def accept(self, samples: Floats) -> Frames:
@@ -107,18 +111,22 @@ class Fbank:
         return Frames(mel, 10 * np.log10(energy + np.float32(LEVEL_FLOOR)))
 
     def _log_mel(self, part: Floats) -> Floats:
-        frames = part * np.float32(INT16_SCALE)
-        frames -= frames.mean(axis=1, keepdims=True)
-        shaped = np.empty_like(frames)
+        frames = part.copy()
+        # The sum of 16-bit samples is exact, so constant ones leave nothing behind.
+        frames -= frames @ self._ones / np.float32(self.length)
+        padded = self._padded[: len(part)]
+        shaped = padded[:, : self.length]
         np.multiply(frames[:, :-1], np.float32(-PREEMPHASIS), out=shaped[:, 1:])
         shaped[:, 1:] += frames[:, 1:]
         # Kaldi takes the sample before the first as equal to the first.
         np.multiply(frames[:, 0], np.float32(1 - PREEMPHASIS), out=shaped[:, 0])
         shaped *= self._window
-        spectrum = np.fft.rfft(shaped, self._fft_size)
-        power = np.square(spectrum.real)
-        power += np.square(spectrum.imag)
-        mel: Floats = power.astype(np.float32, copy=False) @ self._mel
+        spectrum = np.fft.rfft(padded)
+        # numpy 1 gives float64.
+        parts = spectrum.view(spectrum.real.dtype)
+        np.square(parts, out=parts)
+        power = (parts[:, 0::2] + parts[:, 1::2]).astype(np.float32, copy=False)
+        mel: Floats = power @ self._mel
         np.maximum(mel, np.finfo(np.float32).eps, out=mel)
         return np.log(mel, out=mel)
 
@@ -138,6 +146,7 @@ def window(name: str, length: int) -> Floats:
     return shapes[name].astype(np.float32)
 
 
+@functools.cache
 def mel_filters(bins: int, fft_size: int, sample_rate_hz: int) -> Floats:
     """Give Kaldi's triangular mel filters, (fft_size / 2 + 1) x bins, from 20 Hz to half the sample rate."""
 
@@ -150,7 +159,10 @@ def mel_filters(bins: int, fft_size: int, sample_rate_hz: int) -> Floats:
     # Kaldi leaves the Nyquist bin out.
     at = mel(np.arange(fft_size // 2) * (sample_rate_hz / fft_size))[:, None]
     triangles = np.minimum((at - left) / (centre - left), (right - at) / (right - centre))
-    return np.vstack((np.maximum(triangles, 0), np.zeros((1, bins)))).astype(np.float32)
+    filters = np.vstack((np.maximum(triangles, 0), np.zeros((1, bins)))).astype(np.float32)
+    # Every job of a process gets the same ones.
+    filters.flags.writeable = False
+    return filters
 
 
 def stack_frames(mel: Floats, lfr_m: int, lfr_n: int) -> Floats:

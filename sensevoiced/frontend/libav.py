@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import av
 import numpy as np
+from av.audio.fifo import AudioFifo
+from av.audio.plane import AudioPlane
 from av.error import FFmpegError
 
 from sensevoiced.jobs import JobError
@@ -44,8 +46,8 @@ CODECS = (
     "wmalossless,wmapro,wmav1,wmav2,wmavoice"
 )
 """Decoders of those formats; none for video, whose libraries are the larger target."""
-SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "flt": 1.0, "dbl": 1.0}
-"""libav's sample formats (planar ones end in p), and what brings them to -1..1; numpy knows no others."""
+DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
+"""libav's sample formats that may come (planar ones end in p), as numpy has them."""
 MAX_ERRORS_BEFORE_AUDIO = 200
 """Packets that may fail before the first frame: sync bytes found in something that is no audio."""
 MISSING_S = 0.25
@@ -98,30 +100,45 @@ class LibavDecoder:
         """Let go of the container."""
         self._container.close()
 
-    def blocks(self, block_s: float) -> Iterator[tuple[Samples, int]]:
-        """Give frames x channels and their rate, about `block_s` seconds at a time.
+    def blocks(self, block_s: float, max_values: int) -> Iterator[tuple[Samples, int]]:
+        """Give frames x channels and their rate, about `block_s` seconds or `max_values` values at a time.
 
         Raises JobError(bad_input) if nothing can be read.
         """
-        held: list[Any] = []
-        count, given, rate = 0, 0.0, 0
-        for frame in self._frames():
-            samples = to_samples(frame)
-            changed = frame.sample_rate != rate or bool(held and held[0].shape[1] != samples.shape[1])
-            if changed:
-                self._check(frame.sample_rate, samples.shape[1])
-            if held and (changed or count >= block_s * rate):
-                yield np.concatenate(held), rate
-                held, count = [], 0
-            rate = frame.sample_rate
-            held.append(samples)
-            count += len(samples)
-            given += len(samples) / rate
-        if held:
-            yield np.concatenate(held), rate
-        if not given:
+        given_s = 0.0
+        for block in self._collected(block_s, max_values):
+            given_s += block.samples / block.sample_rate
+            yield to_samples(block), block.sample_rate
+        if not given_s:
             raise JobError("bad_input", UNREADABLE)
-        self._compare(given)
+        self._compare(given_s)
+
+    def _collected(self, block_s: float, max_values: int) -> Iterator[av.AudioFrame]:
+        """Give the decoder's frames joined to long ones, each of one rate, channel count and sample format.
+
+        They are joined in libav: an Opus frame has 20 ms, and as an array of its own costs more than its
+        decoding.
+        """
+        queue = AudioFifo()
+        kind = (0, 0, "")
+        held, enough = 0, 0.0
+        for frame in self._frames():
+            found = (frame.sample_rate, frame.layout.nb_channels, frame.format.name)
+            if found != kind:
+                # The queue itself would not notice other channels, and read beyond the frame.
+                rate, channels, _ = kind = found
+                self._check(rate, channels)
+                yield from _left(queue)
+                queue, held = AudioFifo(), 0
+                enough = min(block_s * rate, max_values / channels)
+            # With times it would insist on a recording without gaps.
+            frame.pts = None
+            queue.write(frame)
+            held += frame.samples
+            if held >= enough:
+                yield from _left(queue)
+                held = 0
+        yield from _left(queue)
 
     def _frames(self) -> Iterator[av.AudioFrame]:
         errors, frames = 0, 0
@@ -157,22 +174,33 @@ class LibavDecoder:
             self.damaged = True
 
 
+def _left(queue: AudioFifo) -> Iterator[av.AudioFrame]:
+    rest = queue.read()
+    if rest is not None:
+        yield rest
+
+
 def to_samples(frame: av.AudioFrame) -> Samples:
     """Give a decoded frame as samples x channels: int16 for up to 16 bits, else float32 in -1..1."""
     name = frame.format.name.removesuffix("p")
-    if name not in SCALES:
+    if name not in DTYPES:
         raise JobError("bad_input", UNREADABLE)
-    values: Any = frame.to_ndarray()
-    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+    channels = frame.layout.nb_channels
+    planes, values_each = (channels, 1) if frame.format.is_planar else (1, channels)
+    # Not frame.to_ndarray(): with eight planes and more it looks for another one beyond the last.
+    plane: Any = AudioPlane
+    dtype, count = DTYPES[name], frame.samples * values_each
+    values: Any = np.stack([np.frombuffer(plane(frame, at), dtype, count) for at in range(planes)])
+    values = values.T if frame.format.is_planar else values.reshape(-1, channels)
     samples: Samples
     if name == "s16":
         samples = values
     elif name == "u8":
         samples = (values.astype(np.int16) - 128) << 8
     else:
-        samples = values.astype(np.float32)
-        if SCALES[name] != 1.0:
-            samples *= np.float32(SCALES[name])
+        samples = values.astype(np.float32, copy=False)
+        if name == "s32":
+            samples *= np.float32(2.0**-31)
     return samples
 
 

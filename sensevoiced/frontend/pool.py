@@ -107,11 +107,15 @@ class FrontendPool:
 
         ConfigError with their own words when they cannot.
         """
-        for _ in range(self.config.children):
-            self._try_spawn()
-        while not self._failed_starts and not all(child.ready for child in self._children):
-            self._changed.clear()
-            await self._changed.wait()
+        # The last one after the others: the engine loads at the same time, and needs a core for its imports.
+        first = max(1, self.config.children - 1)
+        for count in (first, self.config.children - first):
+            if not self._failed_starts:
+                for _ in range(count):
+                    self._try_spawn()
+            while not self._failed_starts and not all(child.ready for child in self._children):
+                self._changed.clear()
+                await self._changed.wait()
         if self._failed_starts:
             await self.close()
             raise ConfigError(f"The front end cannot start: {self._failure}.")

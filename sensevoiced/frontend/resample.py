@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
     Samples = NDArray[np.int16] | NDArray[np.float32]
 
+PUSH_SAMPLES = 2**16
+"""Samples per channel given to libswresample at once: what it makes of them stays in a core's cache."""
 INT16_SCALE = np.float32(1 / 32768)
 
 
@@ -38,22 +40,31 @@ class Resampler:
         self._position = 0
         self._format = "s16" if dtype == np.int16 else "flt"
         self._layout = "mono" if channels == 1 else "stereo"
+        self._needed = rate != SAMPLE_RATE_HZ or channels != 1
+        self._planar = False
         self._graph: av.filter.Graph | None = None
-        if rate != SAMPLE_RATE_HZ or channels != 1:
-            self._graph = self._build()
 
     def accept(self, piece: Samples) -> Floats:
         """Take the next samples; give 16 kHz mono on the 16-bit grid, in -1..1, as far as they are ready."""
-        if self._graph is None:
+        if not self._needed:
             return to_16_bit(piece[:, 0])
-        packed: Any = np.ascontiguousarray(piece).reshape(1, -1)
-        frame = av.AudioFrame.from_ndarray(packed, format=self._format, layout=self._layout)
-        frame.sample_rate = self._rate
-        frame.time_base = Fraction(1, self._rate)
-        frame.pts = self._position
-        self._position += len(piece)
-        self._graph.push(frame)
-        return self._pull(self._graph)
+        if self._graph is None:
+            # As the decoder gives it, one channel behind the other or interleaved: libswresample takes both.
+            self._planar = piece.T.flags.c_contiguous
+            self._graph = self._build()
+        whole: Any = np.asfortranarray(piece) if self._planar else np.ascontiguousarray(piece)
+        parts = []
+        for start in range(0, len(whole), PUSH_SAMPLES):
+            part = whole[start : start + PUSH_SAMPLES]
+            planes = part.T if self._planar else part.reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(planes, format=self._sample_format(), layout=self._layout)
+            frame.sample_rate = self._rate
+            frame.time_base = Fraction(1, self._rate)
+            frame.pts = self._position
+            self._position += len(part)
+            self._graph.push(frame)
+            parts.append(self._pull(self._graph))
+        return np.concatenate(parts)
 
     def finish(self) -> Floats:
         """Give what the filter still holds."""
@@ -62,11 +73,14 @@ class Resampler:
         self._graph.push(None)
         return self._pull(self._graph)
 
+    def _sample_format(self) -> str:
+        return self._format + "p" if self._planar else self._format
+
     def _build(self) -> av.filter.Graph:
         graph = av.filter.Graph()
         source = graph.add_abuffer(
             sample_rate=self._rate,
-            format=self._format,
+            format=self._sample_format(),
             layout=self._layout,
             time_base=Fraction(1, self._rate),
         )

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING, Protocol, Self
 
 from sensevoiced.descriptors import close_later
@@ -81,8 +82,6 @@ class FrontendRun:
         self._asked: asyncio.Future[Child] | None = None
         self._reading = False
         self._cancelled = False
-        self._begun = False
-        """The child has taken the job: what ends it now is held against the recording."""
         self._settled = False
         """The child has said its last word on the job."""
         self._ended = False
@@ -91,6 +90,8 @@ class FrontendRun:
         """The front end's last word; None until the last utterance has been given."""
         self.decoded_s = 0.0
         """Seconds of audio decoded when the child last spoke: progress."""
+        self.begun_s: float | None = None
+        """When a child took the job, on time.monotonic()."""
 
     def __repr__(self) -> str:
         """Name the recording and how far it is."""
@@ -197,7 +198,7 @@ class FrontendRun:
                 continue
             if not isinstance(answer, Begun):
                 raise self._pool.distrusted(child, ValueError("it did not say that it began"))
-            self._begun = True
+            self.begun_s = time.monotonic()
             self._close_source()
             return
         raise JobError(
@@ -253,7 +254,10 @@ class FrontendRun:
         except TimeoutError:
             self._pool.timed_out(child)
             return self._timeout()
-        return self._pool.crashed(child) if self._begun else _Gone("internal", "The child had ended.")
+        if self.begun_s is None:
+            return _Gone("internal", "The child had ended.")
+        # It has taken the job: what ends it now is held against the recording.
+        return self._pool.crashed(child)
 
     def _timeout(self) -> JobError:
         limit_s = self._pool.config.decode_timeout_s

@@ -46,6 +46,8 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 def main() -> None:
     """Serve the control socket whose descriptor is the first argument, until the parent closes it."""
+    # What was imported until here may have been compiled and kept; from now on no file is written.
+    sys.dont_write_bytecode = True
     control = socket.socket(fileno=int(sys.argv[1]))
     confine(int(sys.argv[2]))
     report_end(control)

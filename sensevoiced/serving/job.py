@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sensevoiced.descriptors import close_later
@@ -68,6 +69,7 @@ class Job:
         Raises JobError, WireError and ConnectionLost.
         """
         source_fd = await self._open(service)
+        opened_s = asyncio.get_running_loop().time()
         transcript = service.transcribe(source_fd, self._options, label=self._label, owner=self._ticket.uid)
         segments = 0
         async with contextlib.aclosing(transcript):
@@ -77,7 +79,7 @@ class Job:
                 self._ticket.progress(transcript.decoded_s, transcript.recognised_s)
                 await send(encode(segment_event(self.id, segment)))
         decoded, timings = transcript.decoded, transcript.timings
-        timings.total_s = asyncio.get_running_loop().time() - self.began_s
+        timings.settle(opened_s - self.began_s, asyncio.get_running_loop().time() - self.began_s)
         return {
             "type": "done",
             "id": self.id,
@@ -85,12 +87,7 @@ class Job:
             "segments": segments,
             "truncated": decoded.truncated,
             "model": service.model,
-            "timings": {
-                "queued_s": round(timings.queued_s, _SCORE_DIGITS),
-                "frontend_s": round(timings.frontend_s, _SCORE_DIGITS),
-                "engine_s": round(timings.engine_s, _SCORE_DIGITS),
-                "total_s": round(timings.total_s, _SCORE_DIGITS),
-            },
+            "timings": {name: round(value, _SCORE_DIGITS) for name, value in asdict(timings).items()},
         }
 
     def progress(self) -> Message | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sensevoiced.serving.listener import peer_of
 from sensevoiced.serving.session import FAREWELL_S, Session
 from sensevoiced.serving.transport import ConnectionLost, Stream
-from svctl.wire import WireError, encode
+from svctl.wire import WireError, encode, load_codec
 
 if TYPE_CHECKING:
     import socket
@@ -49,6 +49,7 @@ class Server:
         self._turned_away: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._accepting = False
+        load_codec()  # not in the first client's time
 
     def start(self) -> None:
         """Accept from here on."""

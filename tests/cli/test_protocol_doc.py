@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 import svctl
 from sensevoiced.config import FrontendConfig, ServingConfig
+from sensevoiced.jobs import Timings
 from sensevoiced.serving.source import MAX_HANGING, MAX_HANGING_PER_USER
 from svctl import wire
 
@@ -148,6 +150,13 @@ def test_errors_and_limits_are_those_of_the_code():
             assert f"| `{name}` | {getattr(limits, name):.0f} |" in document(), name
     text = f"while {MAX_HANGING_PER_USER} files of one user ({MAX_HANGING} of all)"
     assert text in document()
+
+
+def test_every_stage_is_explained():
+    """The table of `timings` has the daemon's names, in its order, and no others."""
+    (table,) = re.findall(r"\| name \| seconds \|\n\|---\|---\|\n((?:\|.*\n)+)", document())
+    names = [row.split("`")[1] for row in table.splitlines()]
+    assert names == [field.name for field in dataclasses.fields(Timings)]
 
 
 def test_the_example_client_works(server, tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from harness.fake_server import Peer, done, segment
 
+import svctl as package
 from svctl import wire
 
 DAMAGED = "the recording is damaged or broke off; this is what could be read of it."
@@ -84,7 +85,8 @@ def test_status_is_a_table_or_json(svctl, server):
         "vad": "demo/vad",
         "engine": "torch",
         "device": "cpu",
-        "precision": "float32",
+        "precision": "int8",
+        "backend": "oneDNN, prepacked",
         "parameters": 2_340_000,
         "threads": 2,
         "uptime_s": 93_784.2,
@@ -98,7 +100,14 @@ def test_status_is_a_table_or_json(svctl, server):
         },
         "queue": {"utterances": 3, "audio_s": 61.0, "jobs_active": 2},
         "jobs": {"done": 10, "failed": 1, "cancelled": 2, "rejected": 3},
-        "batches": {"count": 5, "utterances": 12, "mean_size": 2.4},
+        "frontend": {"crashed": 1, "timeouts": 0},
+        "batches": {
+            "count": 5,
+            "utterances": 12,
+            "mean_size": 2.4,
+            "max_frames": 256,
+            "max_utterances": 64,
+        },
         "audio_s": 3_600.0,
         "engine_busy_s": 36.0,
         "rtf": 0.01,
@@ -109,15 +118,15 @@ def test_status_is_a_table_or_json(svctl, server):
         "daemon      sensevoiced/0.1.0, pid 7, ready",
         "model       demo (2.3 M parameters)",
         "vad         demo/vad",
-        "engine      torch on cpu, float32",
+        "engine      torch on cpu, int8 (oneDNN, prepacked)",
         "threads     2",
         "uptime      1 d 2 h (ready after 2.2 s)",
         "memory      300 MiB daemon, 120 MiB front end",
-        "front end   2 processes, 1 busy",
+        "front end   2 processes, 1 busy, 1 crashed, 0 timed out",
         "gpu memory  1024 MiB of 8192 MiB",
         "queue       2 active jobs, 3 utterances, 1 min 1 s of audio",
         "jobs        10 done, 1 failed, 2 cancelled, 3 rejected",
-        "batches     5, 2.4 utterances each on average",
+        "batches     5 of 2.4 utterances; at most 256 frames of 60 ms, 64 utterances",
         "audio       1 h 0 min recognised in 36.0 s (RTF 0.0100)",
         "clients     1 connected, 0 turned away",
     ]
@@ -251,6 +260,7 @@ def test_the_first_failure_decides_the_exit_status(svctl, serve, files):
         ["transcribe", "--wait=1e400", "x.wav"],
         ["status", "--wait", "99999999999999999999999"],
         ["transcribe", "-t", "-f", "json", "x.wav"],
+        ["transcribe", "-t", "--tags", "emoji", "x.wav"],
         ["transcribe", "-f", "srt", "x.wav", "y.wav"],
         ["transcribe", "-f", "vtt", "x.wav", "y.wav"],
         ["transcribe", "-f", "tsv", "x.wav", "y.wav"],
@@ -318,6 +328,36 @@ def test_an_interrupt_while_modules_load_is_quiet(environment, tmp_path):
         [sys.executable, "-c", code, "ping"], cwd=tmp_path, env=environment, capture_output=True, timeout=60
     )
     assert (process.returncode, process.stderr) == (130, b"")
+
+
+def test_ctrl_c_while_modules_load_ends_svctl_at_once(start, tmp_path):
+    """SIGINT before svctl has anything to undo is its end by that signal, without a word."""
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Impatient:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == os.environ['AT']: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Impatient())\n"
+    )
+    path = os.pathsep.join([str(hooks), str(Path(package.__file__).parents[1])])
+    for module in ("svctl.options", "svctl.client"):
+        process = start("ping", env={"PYTHONPATH": path, "AT": module})
+        assert process.communicate(timeout=60) == (b"", b"")
+        assert process.returncode == -signal.SIGINT
+
+
+def test_an_ignored_interrupt_stays_ignored(start, serve, files):
+    """Behind nohup or a script's & svctl is not ended by the terminal's Ctrl-C."""
+    server = serve(lambda peer, message: None)
+    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    process = start("transcribe", "first.wav", **ignore)
+    (request,) = server.wait_for("transcribe")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == -signal.SIGTERM
+    assert [message["type"] for message in server.requests] == [request["type"]]
 
 
 def test_what_is_no_socket_is_named_so(svctl, tmp_path):

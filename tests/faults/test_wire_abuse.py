@@ -242,6 +242,20 @@ def test_f07_versions(daemon):
             assert "1.0" in error["message"]
 
 
+def test_requests_may_follow_the_hello_at_once(daemon):
+    """Hello, a request and its descriptor in one go are answered in one go; behind a bad hello nothing is."""
+    source = memfd(script("found"))
+    for major, answers in ((1, ["welcome", "segment", "done"]), (2, ["error"])):
+        with daemon.client(hello=False) as client:
+            client.send({**HELLO, "major": major})
+            client.transcribe(1, source)
+            client.socket.shutdown(socket.SHUT_WR)
+            found = client.until_closed()
+            assert [event["type"] for event in found] == answers
+            assert found[-1].get("id") == (1 if major == 1 else None)
+    os.close(source)
+
+
 def test_f08_frames_cut_anywhere_and_200_in_one_write_are_the_same(daemon):
     """Where the bytes are cut makes no difference, one by one or all at once."""
     data = encode(HELLO) + encode({"type": "ping", "id": 1})

@@ -115,6 +115,7 @@ class FakeRun:
         self._ended = False
         self.decoded = None
         self.decoded_s = 0.0
+        self.begun_s = None
 
     def __aiter__(self):
         return self
@@ -124,6 +125,7 @@ class FakeRun:
             raise StopAsyncIteration
         if not self._started:
             self._started = True
+            self.begun_s = time.monotonic()
             self._thread.start()
         item = await self._queue.get()
         if isinstance(item, Utterance):

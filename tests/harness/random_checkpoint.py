@@ -14,6 +14,7 @@ import torch
 import yaml
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 TAGS = (
@@ -55,17 +56,26 @@ TINY: dict[str, Any] = {
 
 def tiny_tokenizer(*, byte_fallback: bool = False) -> bytes:
     """Train a SentencePiece model of a few hundred pieces on `SENTENCES`, with the tag tokens."""
+    pieces = 480 if byte_fallback else 260
+    return train_tokenizer(SENTENCES * 20, pieces=pieces, tags=TAGS, byte_fallback=byte_fallback)
+
+
+def train_tokenizer(
+    sentences: Iterable[str], *, pieces: int, tags: Iterable[str], byte_fallback: bool = False
+) -> bytes:
+    """Train a SentencePiece model with every character of `sentences` and every one of `tags`."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(SENTENCES * 20),
+        sentence_iterator=iter(sentences),
         model_writer=written,
         model_type="bpe",
-        vocab_size=480 if byte_fallback else 260,
+        vocab_size=pieces,
         hard_vocab_limit=False,
         byte_fallback=byte_fallback,
         character_coverage=1.0,
         normalization_rule_name="identity",
-        user_defined_symbols=list(TAGS),
+        max_sentence_length=1 << 20,
+        user_defined_symbols=list(tags),
         minloglevel=2,
     )
     return written.getvalue()
@@ -142,12 +152,31 @@ def write_tiny(
     byte_fallback: bool = False,
 ) -> Path:
     """Write a model that runs in milliseconds, with its own tokenizer; `conf` overrides parts of `TINY`."""
+    return write_model(
+        folder,
+        seed=seed,
+        conf={**TINY, **(conf or {})},
+        n_mels=n_mels,
+        dtype=dtype,
+        tokenizer=tiny_tokenizer(byte_fallback=byte_fallback),
+    )
+
+
+def write_model(
+    folder: Path,
+    *,
+    seed: int,
+    conf: dict[str, Any],
+    n_mels: int,
+    tokenizer: bytes,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write a model whose encoder is `conf`, with all its side files."""
     folder.mkdir(parents=True, exist_ok=True)
-    encoder_conf = {**TINY, **(conf or {})}
-    (folder / "tiny.bpe.model").write_bytes(tiny_tokenizer(byte_fallback=byte_fallback))
+    (folder / "tiny.bpe.model").write_bytes(tokenizer)
     config = {
         "encoder": "SenseVoiceEncoderSmall",
-        "encoder_conf": encoder_conf,
+        "encoder_conf": conf,
         "model": "SenseVoiceSmall",
         "model_conf": {"length_normalized_loss": True, "sos": 1, "eos": 2, "ignore_id": -1},
         "tokenizer": "SentencepiecesTokenizer",
@@ -168,7 +197,7 @@ def write_tiny(
     configuration = {"framework": "pytorch", "model": {"type": "funasr"}, "file_path_metas": metas}
     (folder / "configuration.json").write_text(json.dumps(configuration))
     write_cmvn(folder / "am.mvn", dim=7 * n_mels, seed=seed)
-    _write_weights(folder, seed=seed, features=7 * n_mels, conf=encoder_conf, dtype=dtype)
+    _write_weights(folder, seed=seed, features=7 * n_mels, conf=conf, dtype=dtype)
     return folder
 
 

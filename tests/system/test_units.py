@@ -18,7 +18,7 @@ from sensevoiced.serving.server import CUT_OFF_S
 KINDS = ("system", "user")
 MAX_EXPOSURE = 1.0
 """Of 10; the hardening measured 0.8 with systemd 252, and a lost directive costs 0.1 to 0.4."""
-MACHINE_DEPENDENT = {"socket", "models_dir", "frontend.children"}
+MACHINE_DEPENDENT = {"socket", "models_dir", "cache_dir", "frontend.children"}
 """Settings whose default is derived at start; the file shows one of the values it can have."""
 
 

@@ -71,8 +71,8 @@ def with_soundfile(samples, rate, form="WAV", subtype="PCM_16"):
     return buffer.getvalue()
 
 
-def with_libav(samples, rate, form, codec, options=None):
-    """Encode mono samples with libav; skips where this build lacks the encoder."""
+def with_libav(samples, rate, form, codec, options=None, *, layout="mono"):
+    """Encode samples x channels with libav; skips where this build lacks the encoder."""
     if codec not in av.codecs_available:
         pytest.skip(f"libav here has no {codec}")
     # A file and not a buffer: to put its index in front, MP4 is read again.
@@ -80,11 +80,11 @@ def with_libav(samples, rate, form, codec, options=None):
         tempfile.NamedTemporaryFile() as file,
         av.open(file.name, "w", format=form, options=options or {}) as container,
     ):
-        stream = container.add_stream(codec, rate=rate, layout="mono")
+        stream = container.add_stream(codec, rate=rate, layout=layout)
         if codec == "wmav2":
             stream.bit_rate = 64_000
         frame = av.AudioFrame.from_ndarray(
-            (samples.reshape(1, -1) * 32767).astype(np.int16), format="s16", layout="mono"
+            (samples.reshape(1, -1) * 32767).astype(np.int16), format="s16", layout=layout
         )
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
         for packet in (*stream.encode(frame), *stream.encode(None)):
@@ -190,6 +190,35 @@ def test_channels_are_averaged(channels, subtype):
     assert_is_the_tone(decode(with_soundfile(samples, 16000, "WAV", subtype))[0], level=0.5 / channels)
     samples[:, 1] = -samples[:, 0]
     assert np.abs(decode(with_soundfile(samples, 16000, "WAV", subtype))[0]).max() < 1e-4
+
+
+@pytest.mark.parametrize("channels", [6, 8])
+def test_lossy_codecs_of_many_channels_are_averaged(channels):
+    """Six and eight channels that a decoder gives one after the other count alike."""
+    samples = tone(48000, channels)
+    assert_is_the_tone(decode(with_soundfile(samples, 48000, "OGG", "VORBIS"))[0])
+
+
+def test_channels_may_change_on_the_way():
+    """A broadcast that goes from mono to stereo and back is decoded to its end."""
+    mono = with_libav(tone(44100), 44100, "adts", "aac")
+    stereo = with_libav(tone(44100, 2), 44100, "adts", "aac", layout="stereo")
+    samples, _ = decode(mono + stereo + mono)
+    assert len(samples) / 16000 == pytest.approx(3 * SECONDS, abs=0.2)
+    third = len(samples) // 3
+    for start in (0, third, 2 * third):
+        assert_is_the_tone(samples[start : start + third])
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("form", "subtype"), [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("OGG", "VORBIS")])
+def test_samples_do_not_depend_on_the_length_of_blocks(form, subtype, channels, monkeypatch):
+    """Long blocks and short ones give the same bits, through either decoder and the resampler."""
+    signal = np.random.default_rng(3).normal(0, 0.1, (3 * 48000, channels)).clip(-1, 1)
+    data = with_soundfile(signal, 48000, form, subtype)
+    whole, _ = decode(data)
+    monkeypatch.setattr("sensevoiced.frontend.audio.BLOCK_S", 0.1)
+    np.testing.assert_array_equal(decode(data)[0], whole)
 
 
 def test_what_is_not_a_number_becomes_silence():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ import pytest
 
 from sensevoiced.config import BatchLimits
 from sensevoiced.engine.batcher import Batcher, OutOfMemory
-from sensevoiced.engine.turns import Turns
-from sensevoiced.jobs import JobError, Options, Recognition, Utterance
+from sensevoiced.engine.runner import RECOVER_BATCHES
+from sensevoiced.jobs import JobError, Options, Recognised, Recognition, Utterance
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -30,7 +31,16 @@ def utterance(index: int, frames: int = 10) -> Utterance:
 def answer(work: tuple[Utterance, Options]) -> Recognition:
     """Give what the fake model says of an utterance."""
     return Recognition(
-        "zh", 1.0, "NEUTRAL", 1.0, "Speech", 1.0, itn=True, text=f"text {work[0].index}", raw=""
+        "zh",
+        1.0,
+        "NEUTRAL",
+        1.0,
+        "Speech",
+        1.0,
+        itn=True,
+        text=f"text {work[0].index}",
+        raw="",
+        richtext_s=2.0,
     )
 
 
@@ -73,9 +83,11 @@ async def batching(model: FakeModel, limits: BatchLimits | None = None) -> Async
         assert batcher.stop(LIMIT_S)
 
 
-def ask(batcher: Batcher, index: int, *, job: int = 1, frames: int = 10) -> asyncio.Task[Recognition]:
+def ask(
+    batcher: Batcher, index: int, *, owner: int = 1_000, job: int = 1, frames: int = 10
+) -> asyncio.Task[Recognised]:
     """Begin to wait for one utterance."""
-    return asyncio.ensure_future(batcher.recognise(job, utterance(index, frames), Options()))
+    return asyncio.ensure_future(batcher.recognise(owner, job, utterance(index, frames), Options()))
 
 
 async def queued(batcher: Batcher, count: int) -> None:
@@ -84,17 +96,17 @@ async def queued(batcher: Batcher, count: int) -> None:
         await asyncio.sleep(0)
 
 
-async def busy(batcher: Batcher, model: FakeModel) -> asyncio.Task[Recognition]:
+async def busy(batcher: Batcher, model: FakeModel) -> asyncio.Task[Recognised]:
     """Occupy the engine with utterance 0 of a job of its own."""
     first = ask(batcher, 0, job=99)
     await model.running()
     return first
 
 
-def outcome(task: asyncio.Task[Recognition]) -> str:
+def outcome(task: asyncio.Task[Recognised]) -> str:
     """Give a finished task's text, or the code of its error."""
     error = task.exception()
-    return error.code if isinstance(error, JobError) else task.result().text
+    return error.code if isinstance(error, JobError) else task.result().recognition.text
 
 
 def test_an_idle_engine_starts_at_once_and_what_arrives_meanwhile_is_the_next_batch():
@@ -107,7 +119,7 @@ def test_an_idle_engine_starts_at_once_and_what_arrives_meanwhile_is_the_next_ba
             rest = [ask(batcher, i) for i in range(1, 6)]
             await queued(batcher, 5)
             model.gate.set()
-            return [result.text for result in await asyncio.gather(first, *rest)]
+            return [result.recognition.text for result in await asyncio.gather(first, *rest)]
 
     assert asyncio.run(scene()) == [f"text {i}" for i in range(6)]
     assert model.batches == [[0], [1, 2, 3, 4, 5]]
@@ -177,7 +189,7 @@ def test_out_of_memory_divides_the_batch_with_the_same_results():
             tasks = [await busy(batcher, model)] + [ask(batcher, i) for i in range(1, 8)]
             await queued(batcher, 7)
             model.gate.set()
-            texts = [result.text for result in await asyncio.gather(*tasks)]
+            texts = [result.recognition.text for result in await asyncio.gather(*tasks)]
             assert batcher.snapshot().out_of_memory_splits == 3
             return texts
 
@@ -221,7 +233,7 @@ def test_an_utterance_that_never_fits_fails_alone_and_the_batcher_goes_on():
             assert [outcome(task) for task in tasks] == ["internal"] * 4
             assert batcher.snapshot().failed_in_a_row == 4
             model.fits = 1
-            assert (await ask(batcher, 5)).text == "text 5"
+            assert (await ask(batcher, 5)).recognition.text == "text 5"
             assert batcher.snapshot().failed_in_a_row == 0
             assert batcher.snapshot().failed_utterances == 4
 
@@ -274,7 +286,7 @@ def test_a_lost_engine_thread_fails_its_waiters_and_refuses_others():
             await asyncio.wait([task])
             assert outcome(task) == "internal"
             with pytest.raises(JobError, match="engine thread"):
-                await batcher.recognise(1, utterance(2), Options())
+                await batcher.recognise(1_000, 1, utterance(2), Options())
 
     asyncio.run(scene())
 
@@ -294,7 +306,7 @@ def test_stop_fails_what_is_left_and_says_whether_the_thread_has_ended():
             assert [outcome(task) for task in tasks] == ["shutting_down"] * 2
             assert isinstance(calling.exception(), JobError)
             with pytest.raises(JobError):
-                await batcher.recognise(1, utterance(2), Options())
+                await batcher.recognise(1_000, 1, utterance(2), Options())
             with pytest.raises(JobError):
                 await batcher.call(lambda: None)
 
@@ -353,21 +365,60 @@ def test_the_snapshot_counts_what_waits_and_what_is_done():
     asyncio.run(scene())
 
 
-def test_dropping_an_item_that_is_not_queued_changes_nothing():
-    """Turns.drop is safe for what was already taken, and an emptied job leaves the line."""
+def test_a_cap_that_suits_the_device_bounds_batches_and_is_not_outgrown():
+    """The device's cap holds from the first batch on, and recovering from a lack of memory stops there."""
+    model = FakeModel()
 
-    @dataclass(frozen=True)
-    class Item:
-        job: int
-        frames: int = 1
+    async def scene() -> None:
+        async with batching(model, BatchLimits(max_batch_frames=1_000)) as batcher:
+            batcher.cap_frames(25)
+            assert batcher.snapshot().max_batch_frames == 25
+            tasks = [await busy(batcher, model)] + [ask(batcher, i, job=i) for i in range(1, 6)]
+            await queued(batcher, 5)
+            model.gate.set()
+            await asyncio.gather(*tasks)
+            for _ in range(RECOVER_BATCHES):
+                await ask(batcher, 9)
+            assert batcher.snapshot().max_batch_frames == 25
 
-    turns: Turns[Item] = Turns()
-    one, two = Item(1), Item(2)
-    turns.put(one)
-    turns.drop(two)
-    turns.drop(one)
-    turns.drop(one)
-    assert not turns
-    turns.put(two)
-    assert turns.take(utterances=8, frames=0, attention=0) == [two]
-    assert not turns
+    asyncio.run(scene())
+    assert model.batches[:4] == [[0], [1, 2], [3, 4], [5]]
+
+
+def test_users_come_before_jobs():
+    """One user's three jobs share half of the engine, and the other user's one job has the other half."""
+    model = FakeModel()
+
+    async def scene() -> None:
+        async with batching(model, BatchLimits(max_batch_utterances=2)) as batcher:
+            tasks = [await busy(batcher, model)]
+            tasks += [ask(batcher, 10 * job + i, owner=1, job=job) for job in (1, 2, 3) for i in range(2)]
+            tasks += [ask(batcher, 40 + i, owner=2, job=4) for i in range(6)]
+            await queued(batcher, 12)
+            model.gate.set()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(scene())
+    assert model.batches == [[0], [10, 40], [20, 41], [30, 42], [11, 43], [21, 44], [31, 45]]
+
+
+def test_a_recognition_says_when_its_batch_ran():
+    """Beginning, end of the network and end of the texts are those of the whole batch."""
+    model = FakeModel()
+
+    async def scene() -> list[Recognised]:
+        async with batching(model) as batcher:
+            before_s = time.monotonic()
+            first = await busy(batcher, model)
+            rest = [ask(batcher, i) for i in (1, 2)]
+            await queued(batcher, 2)
+            model.gate.set()
+            found = await asyncio.gather(first, *rest)
+            assert before_s <= found[0].began_s <= found[0].ended_s <= found[1].began_s
+            assert found[1].ended_s <= time.monotonic()
+            return found
+
+    alone, one, other = asyncio.run(scene())
+    assert alone.ended_s - alone.texts_s == pytest.approx(2.0)
+    assert (one.began_s, one.texts_s, one.ended_s) == (other.began_s, other.texts_s, other.ended_s)
+    assert one.ended_s - one.texts_s == pytest.approx(4.0)

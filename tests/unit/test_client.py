@@ -121,6 +121,66 @@ def test_a_daemon_that_accepts_and_says_nothing_is_a_timeout(path):
     assert (caught.value.code, caught.value.exit_status) == ("timeout", 75)
 
 
+def test_requests_follow_the_hello_without_waiting_for_its_answer(path, tmp_path):
+    """Hello, request and descriptor are at the daemon before it has said anything: one round trip in all."""
+    (tmp_path / "a.wav").write_text("one trip")
+    early = []
+
+    def greet(peer, hello):
+        early.append(next(peer.messages()))
+        peer.send({"type": "welcome", "major": 1, "minor": 0, "server": "late/1"})
+        peer.answer(early[0])
+
+    pipeline = Pipeline(Names([str(tmp_path / "a.wav")]), {"language": "auto"}, patience_s=5)
+    with FakeServer(path, greet=greet):
+        client = connect(path, patience_s=20, behind=pipeline.begin)
+        events = [event for _, event in pipeline.run()]
+        client.close()
+    assert (early[0]["type"], client.server) == ("transcribe", "late/1")
+    assert [event.get("text") for event in events] == ["one trip", None]
+
+
+def test_what_went_to_a_daemon_that_turned_away_is_sent_again(path, tmp_path, monkeypatch):
+    """Requests behind a refused hello are nobody's: the next connection gets them all, in their order."""
+    monkeypatch.setattr("svctl.connect.time.sleep", lambda _: None)
+    names = [str(tmp_path / name) for name in ("a.wav", "absent.wav", "b.wav")]
+    for name in (names[0], names[2]):
+        Path(name).write_text(name)
+    refusals = ["too_many_connections", "shutting_down"]
+
+    def greet(peer, hello):
+        if refusals:
+            peer.send({"type": "error", "code": refusals.pop(), "message": "Later.", "retry_after_ms": 1})
+            peer.hang_up()
+        else:
+            peer.send({"type": "welcome", "major": 1, "minor": 0, "server": "late/1"})
+
+    pipeline = Pipeline(Names(names), {}, patience_s=5)
+    with FakeServer(path, greet=greet) as server:
+        client = connect(path, patience_s=60, behind=pipeline.begin)
+        events = list(pipeline.run())
+        assert [(source.name, event["type"]) for source, event in events] == [
+            *((names[0], kind) for kind in ("segment", "done")),
+            (names[1], "error"),
+            *((names[2], kind) for kind in ("segment", "done")),
+        ]
+        assert [request["label"] for request in server.requests[-2:]] == [names[0], names[2]]
+        client.close()
+    assert not refusals
+    assert {source.descriptor for source, _ in events} == {-1}
+
+
+def test_a_full_backlog_is_waited_for_and_ends(path):
+    """A daemon that does not even accept is a timeout after the patience that there was."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
+        listener.bind(path)
+        listener.listen(0)
+        other.connect(path)
+        with pytest.raises(wire.WireError, match="takes no more connections") as caught:
+            connect(path, patience_s=0.1)
+        assert caught.value.exit_status == 75
+
+
 def test_a_refusal_before_welcome_is_told(path):
     """What the daemon says instead of a welcome is the error."""
 
@@ -170,8 +230,9 @@ def open_descriptors():
 def run(client, names, **settings):
     """All events of a pipeline as (label, type)."""
     options = {"language": "auto", "itn": True, "vad": True}
-    pipeline = Pipeline(client, options, patience_s=settings.get("patience_s", 5))
-    return [(source.label, event["type"]) for source, event in pipeline.run(Names(names))]
+    pipeline = Pipeline(Names(names), options, patience_s=settings.get("patience_s", 5))
+    pipeline.begin(client)
+    return [(source.label, event["type"]) for source, event in pipeline.run()]
 
 
 def test_descriptors_are_closed_after_a_run(path, tmp_path):
@@ -209,7 +270,9 @@ def test_a_run_that_is_given_up_closes_its_files(path, tmp_path):
     with FakeServer(path, script) as server:
         client = connect(path, patience_s=5)
         before = open_descriptors()
-        iteration = Pipeline(client, {}, patience_s=0).run(Names(names))
+        pipeline = Pipeline(Names(names), {}, patience_s=0)
+        pipeline.begin(client)
+        iteration = pipeline.run()
         assert next(iteration)[1]["text"] == "x"
         server.wait_for("transcribe", 2)
         iteration.close()

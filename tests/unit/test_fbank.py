@@ -67,6 +67,13 @@ def test_digital_silence_has_the_floor_of_float32_and_minus_60_db():
     np.testing.assert_allclose(frames.level_db, -60.0, atol=1e-4)
 
 
+@pytest.mark.parametrize("value", [1, -77, 12_345, -32_768])
+def test_a_constant_leaves_nothing_in_any_bin(value):
+    """A recorder's offset is taken out to the last bit: 16-bit samples of one value are silence."""
+    frames = Fbank(spec()).accept(np.full(1600, value / 32768, np.float32))
+    assert np.all(frames.mel == np.log(np.finfo(np.float32).eps))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 7, 12, 13, 100])
 @pytest.mark.parametrize(("lfr_m", "lfr_n"), [(7, 6), (5, 1)])
 def test_stacking_repeats_the_first_and_the_last_frame(count, lfr_m, lfr_n):

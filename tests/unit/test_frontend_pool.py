@@ -118,7 +118,10 @@ def test_a_recording_becomes_utterances_with_features(models, run):
     async def scenario():
         async with sharing(models) as pool:
             job = pool.utterances(memfd(speech(2.0, 3.0, 1.0, 3.0)), Options(), label="two")
+            asked_s = time.monotonic()
+            assert job.begun_s is None
             found = await drain(job)
+            assert asked_s <= job.begun_s <= time.monotonic()
             assert job.decoded.duration_s == 9.0
             assert job.decoded_s == 9.0
             assert not job.decoded.truncated
@@ -136,6 +139,22 @@ def test_a_recording_becomes_utterances_with_features(models, run):
         assert (utterance.frames, utterance.dim) == (-(-frames // 6), 560)
         features = np.frombuffer(utterance.features, np.float32).reshape(utterance.frames, 560)
         assert np.isfinite(features).all()
+
+
+@pytest.mark.parametrize("children", [1, 2, 3])
+def test_a_started_pool_has_all_its_children_warm(models, run, children):
+    """The last child starts after the others, and start() waits for it too."""
+
+    async def scenario():
+        async with running(models, children=children, max_children=4) as pool:
+            snapshot = pool.snapshot()
+            assert [child.busy for child in snapshot.children] == [False] * children
+            assert snapshot.started == children
+            jobs = [pool.utterances(memfd(speech(1.0)), Options(), label="one") for _ in range(children)]
+            await asyncio.gather(*map(drain, jobs))
+            assert pool.snapshot().started == children
+
+    run(scenario())
 
 
 def test_a_long_segment_is_cut_to_30_s(models, run):
@@ -448,14 +467,27 @@ def test_closing_the_pool_ends_running_and_waiting_jobs(models, run):
 
 def test_a_cpu_hog_is_ended_by_its_limit(models, run):
     """The CPU limit of a job is enforced by the kernel, and its client is told which it was."""
-    long = np.tile(speech(10.0, 3.0), 200)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, speech(10.0, 3.0), 16000, format="WAV")
+    wav = bytearray(buffer.getvalue())
+    wav[4:8] = wav[40:44] = b"\xff\xff\xff\xff"
+
+    def feed(writer):
+        with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "wb", buffering=0) as pipe:
+            pipe.write(wav)
+            while True:
+                pipe.write(wav[44:])
 
     async def scenario():
         async with running(models, child_cpu_s=1) as pool:
+            reader, writer = os.pipe()
+            thread = threading.Thread(target=feed, args=(writer,))
+            thread.start()
             with pytest.raises(JobError) as caught:
-                await drain(pool.utterances(memfd(long), Options(), label="hog"))
+                await drain(pool.utterances(reader, Options(), label="hog"))
             assert caught.value.code == "bad_input"
             assert "1 s of CPU" in caught.value.message
+            await asyncio.to_thread(thread.join)
 
     run(scenario())
 

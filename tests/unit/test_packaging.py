@@ -10,11 +10,14 @@ import sys
 import venv
 import zipfile
 from email import message_from_string
+from pathlib import Path
 
 import pytest
 
 import sensevoiced
 import svctl
+
+_ENTRY = "sensevoiced.__main__:main"
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +54,24 @@ def test_both_packages_have_one_version(metadata):
 
 
 def test_the_wheel_holds_both_packages_and_nothing_else(metadata):
-    """Code, type markers, the protocol's description and the demo model; no tests, tools or units."""
-    names = metadata[1]
+    """Code, type markers, the protocol's description, the demo model, svctl; no tests, tools or units."""
+    names = [name for name in metadata[1] if not name.endswith(".data/scripts/svctl")]
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"sensevoiced", "svctl"}
     assert {"sensevoiced/py.typed", "svctl/py.typed"} <= set(names)
     assert not [name for name in names if "__pycache__" in name]
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+
+
+def test_svctl_is_a_script_and_no_wrapper(wheel):
+    """What is installed as svctl is its own first module, for the interpreter that installs it."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".data/scripts/svctl"))
+        first, *rest = archive.read(name).decode().splitlines()
+        (points,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
+        assert archive.read(points).decode().split() == ["[console_scripts]", "sensevoiced", "=", _ENTRY]
+        assert archive.getinfo(name).external_attr >> 16 & 0o111 == 0o111
+    assert first == "#!python"
+    assert rest == Path(svctl.__file__).with_name("__main__.py").read_text("utf-8").splitlines()[1:]
 
 
 @pytest.mark.parametrize("folder", ["svctl", "sensevoiced"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from harness.fakes import recognised
 
-from sensevoiced.jobs import Decoded, JobError, Options, Utterance
+from sensevoiced.jobs import Decoded, JobError, Options, Recognised, Utterance
 from sensevoiced.pipeline import Transcription
 
 LAST_WORD = Decoded(9.5, truncated=True, decode_s=1.0, features_s=2.0, vad_s=3.0)
@@ -22,11 +23,13 @@ class Run:
         self.closed = False
         self.decoded = None
         self.decoded_s = 0.0
+        self.begun_s = None
 
     def __aiter__(self):
         return self
 
     async def __anext__(self):
+        self.begun_s = self.begun_s or time.monotonic()
         if self.given == self.count:
             if self.error is not None:
                 raise self.error
@@ -53,7 +56,9 @@ class Engine:
         return await future
 
     def answer(self, index):
-        self.waiting[index].set_result(recognised({"say": str(index)}, Options()))
+        now_s = time.monotonic()
+        found = recognised({"say": str(index)}, Options())
+        self.waiting[index].set_result(Recognised(found, now_s, now_s, now_s))
 
 
 async def settle():
@@ -90,7 +95,10 @@ def test_segments_come_in_order_whatever_the_order_of_the_answers():
         await collecting
         assert found == [(0, 0.0, 1.0, "0"), (1, 1.0, 2.0, "1"), (2, 2.0, 3.0, "2")]
         assert transcription.decoded == LAST_WORD
-        assert transcription.timings.frontend_s == 6.0
+        timings = transcription.timings
+        assert (timings.decode_s, timings.fbank_s, timings.vad_s, timings.frontend_s) == (1.0, 2.0, 3.0, 6.0)
+        assert timings.queued_s >= 0
+        assert timings.wait_s > 0
         assert (sum(behind), transcription.recognised_s) == (9.5, 9.5)
 
     asyncio.run(scenario())

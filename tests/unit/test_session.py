@@ -149,8 +149,10 @@ def test_segments_and_done_carry_rounded_numbers_and_times_of_the_recording():
         True,
         "scripted",
     )
-    assert done["timings"]["queued_s"] == 0.25
-    assert done["timings"]["total_s"] > 0
+    timings = done["timings"]
+    assert list(timings) == [field.name for field in dataclasses.fields(Timings)]
+    assert timings["queued_s"] >= 0.25
+    assert timings["total_s"] > 0
     assert running.service.asked == [(Options(language="yue", itn=False), "a.wav")]
     assert running.service.owner == os.geteuid()
     assert running.metrics.jobs_done == 1

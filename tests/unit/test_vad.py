@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sensevoiced.frontend.checkpoint import CheckpointError, read_tensors
 from sensevoiced.frontend.fbank import Cmvn, Fbank
-from sensevoiced.frontend.fsmn import Fsmn
+from sensevoiced.frontend.fsmn import Filter, Fsmn
 from sensevoiced.frontend.vad import Endpointer, Segment, VadOptions, VoiceDetector
 
 
@@ -150,6 +150,22 @@ def test_the_network_equals_torch():
     memory = net.start()
     halves = [net.probability(part, (0, 3), memory) for part in (x[:13].numpy(), x[13:].numpy())]
     np.testing.assert_allclose(np.concatenate(halves), expected.numpy(), atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(0, 100), cut=st.integers(0, 100), stride=st.integers(1, 3))
+def test_the_filter_sums_each_frame_and_those_before_it(count, cut, stride):
+    """Any number of frames and any stride give the plain sums, the same bits however they are cut."""
+    rng = np.random.default_rng(count)
+    taps = rng.normal(size=(5, 6)).astype(np.float32)
+    each = Filter.of(taps, stride)
+    padded = rng.normal(size=(each.history + count, 6)).astype(np.float32)
+    found = each(padded)
+    expected = sum(padded[tap * stride : tap * stride + count] * taps[tap] for tap in range(5))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    cut = min(cut, count)
+    parts = [each(padded[: each.history + cut]), each(padded[cut:])]
+    np.testing.assert_array_equal(np.concatenate(parts), found)
 
 
 def test_weights_that_do_not_fit_the_config_are_refused():
