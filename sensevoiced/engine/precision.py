@@ -6,6 +6,7 @@ document, so each is tried on a small layer before it is chosen; where it fails,
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,9 +102,8 @@ def fit(network: SenseVoice, backend: Backend, kept: Path | None) -> None:
     """
     known = cache.read(kept) if kept and backend.quantises else {}
     made: dict[str, Quantised] = {}
-    for name, layer in list(network.named_modules()):
-        if not isinstance(layer, Linear):
-            continue
+
+    def put(name: str, layer: Linear) -> None:
         weights = known.get(name)
         if backend.quantises and (weights is None or not weights.fits(layer.weight)):
             weights = made[name] = Quantised.of(layer.weight)
@@ -111,6 +111,15 @@ def fit(network: SenseVoice, backend: Backend, kept: Path | None) -> None:
         owner = network.get_submodule(parent)
         make = backend.make_head if owner is network.ctc else backend.make
         setattr(owner, attribute, make(layer, weights))
+
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, Linear)]
+    # oneDNN lays out 8-bit weights on one thread, a second for all of them; the other types on every thread.
+    if backend.quantises:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(put, *zip(*layers, strict=True)))
+    else:
+        for name, layer in layers:
+            put(name, layer)
     if kept and made:
         cache.write(kept, {**known, **made})
     if not any(isinstance(layer, Linear) for layer in network.modules()):

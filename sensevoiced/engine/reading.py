@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 TagPicks = tuple[TagPick, TagPick, TagPick, TagPick]
 
-_WARM_UP_FRAMES = (17, 50)
-"""1, 3, 10 and 30 s: libraries choose and initialise their kernels by shape, so the first caller must not
-be the first shape."""
+_WARM_UP_FRAMES = {"cpu": (17, 33), "cuda": (17, 50, 167, 500)}
+"""1 and 2 s on a CPU, where every length runs at its full speed at once; up to 30 s on a GPU, whose libraries
+choose and load their kernels by size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,12 @@ def rows_of(utterance: Utterance, dim: int) -> torch.Tensor:
     return torch.frombuffer(bytearray(utterance.features), dtype=torch.float32).view(utterance.frames, dim)
 
 
-def warm_up_batches(frame_s: float, dim: int) -> Iterator[list[Work]]:
-    """Give batches of a few lengths, alone and all together."""
+def warm_up_batches(device: str, frame_s: float, dim: int) -> Iterator[list[Work]]:
+    """Give what to run before the first request on a device (`cpu`, `cuda:0`): lengths alone, then all."""
     works = [
         (Utterance(0, 0.0, frames * frame_s, bytes(4 * dim * frames), frames, dim), Options())
-        for frames in _WARM_UP_FRAMES
+        for frames in _WARM_UP_FRAMES[device.partition(":")[0]]
     ]
-    yield from ([work] for work in works)
+    if device != "cpu":
+        yield from ([work] for work in works)
     yield works

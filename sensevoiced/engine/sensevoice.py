@@ -79,7 +79,7 @@ class TorchEngine:
 
     def warm_up(self) -> None:
         """Run a few lengths, alone and together."""
-        for batch in warm_up_batches(self._reading.frame_s, self.info.feature_dim):
+        for batch in warm_up_batches(self.info.device, self._reading.frame_s, self.info.feature_dim):
             self.run(batch)
 
     def run(self, batch: Sequence[Work]) -> list[Recognition]:
