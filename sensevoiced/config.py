@@ -36,6 +36,10 @@ class FrontendConfig:
     """Children kept warm. One core each; more than the cores would only take turns."""
     max_children: int = 16
     """Ceiling while long files wait on back-pressure: a child costs about 60 MiB, so 16 stay below 1 GiB."""
+    grow_after_s: float = 0.25
+    """No child has come free for so long while somebody waits: they are held up by long recordings, and one
+    more is started. A crowd of short ones is served sooner by those there are: a start costs as much as the
+    work on 90 s of audio, on cores that the engine needs."""
     max_children_per_uid: int = 12
     """Three quarters of all: one user's slow streams leave children for the others. Where `max_children` is
     lower, the last child beyond `children` is left to them."""

@@ -21,7 +21,9 @@ def peers(machine: Machine) -> list[Contender]:
         no_sherpa = "sherpa-onnx's package on PyPI computes on the CPU only"
     return [
         Stock("stock", machine, absent),
+        Stock("stock-tuned", machine, absent, tuned=True),
         Service("service-1", machine, absent),
+        Service("service-tuned", machine, absent, tuned=True),
         Service("service-4", machine, absent, workers=4),
         FunasrServer("funasr-server", machine, absent),
         Sherpa("sherpa-fp32", machine, no_sherpa),

@@ -9,14 +9,11 @@ if TYPE_CHECKING:
 
     from benchmarks.contender import Machine
 
-CONFIG = "config.yaml"
-
 
 def hub(machine: Machine) -> Path:
     """Make a folder to start FunASR's commands in.
 
-    FunASR takes a name for a path where that exists, relative to its working directory. The commands have no
-    option for threads and take four; a line in the model's configuration gives them as many as the others.
+    FunASR takes a name for a path where that exists, relative to its working directory.
     """
     folder = machine.work / "hub"
     models = {"SenseVoiceSmall": machine.model, "speech_fsmn_vad_zh-cn-16k-common-pytorch": machine.vad}
@@ -25,8 +22,6 @@ def hub(machine: Machine) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         for file in model.resolve().iterdir():
             link = place / file.name
-            if file.name != CONFIG and not link.is_symlink():
+            if not link.is_symlink():
                 link.symlink_to(file)
-        config = (model / CONFIG).read_text(encoding="utf-8")
-        (place / CONFIG).write_text(f"{config}\nncpu: {machine.threads}\n", encoding="utf-8")
     return folder

@@ -96,13 +96,17 @@ class Worker:
         return found
 
 
+@dataclass
 class Stock(Worker):
-    """`funasr.AutoModel`."""
+    """`funasr.AutoModel`, on its own choice of threads (four) unless `tuned` to the machine's cores."""
+
+    tuned: bool = False
 
     def command(self) -> list[str | Path]:
         """The script and its arguments."""
         machine = self.machine
-        return [WORKERS / "stock.py", machine.model, machine.vad, machine.device, str(machine.threads)]
+        threads = machine.threads if self.tuned else 0
+        return [WORKERS / "stock.py", machine.model, machine.vad, machine.device, str(threads)]
 
 
 class Sherpa(Worker):

@@ -109,11 +109,15 @@ class Server:
         raise ContenderError(f"only {len(seen)} of {self.workers} workers of {self.name} ever answered")
 
 
+@dataclass
 class Service(Server):
-    """The article's FastAPI app under uvicorn."""
+    """The article's FastAPI app under uvicorn, as the article has it or `tuned` to the machine's cores."""
+
+    tuned: bool = False
 
     def launch(self, port: int, log: Path) -> Group:
-        """Start uvicorn; its workers share the cores."""
+        """Start uvicorn and its workers."""
+        threads = {"BENCH_THREADS": str(max(1, self.machine.threads // self.workers))} if self.tuned else {}
         app = (PYTHON, "-m", "uvicorn", "service:app", "--app-dir", WORKERS, "--log-level", "warning")
         where = ("--host", HOST, "--port", str(port), "--workers", str(self.workers))
         return Group(
@@ -122,7 +126,7 @@ class Service(Server):
             BENCH_MODEL=str(self.machine.model),
             BENCH_VAD=str(self.machine.vad),
             BENCH_DEVICE=self.machine.device,
-            BENCH_THREADS=str(max(1, self.machine.threads // self.workers)),
+            **threads,
         )
 
     def client(self, port: int) -> Upload:

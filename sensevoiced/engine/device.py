@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -80,6 +82,15 @@ def _lacks_memory(error: Exception) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     return any(words in str(error) for words in _ALLOCATION_FAILURES)
+
+
+def trim_memory() -> None:
+    """Give memory that loading has freed back to the system; without glibc nothing happens.
+
+    glibc keeps it for later: after a first start in 8 bits several hundred MiB that nothing needs again.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_bytes(device: torch.device) -> tuple[int, int] | None:

@@ -10,7 +10,13 @@ from sensevoiced.config import ConfigError
 from sensevoiced.engine import cache
 from sensevoiced.engine.checkpoint import load_network
 from sensevoiced.engine.cores import Cores
-from sensevoiced.engine.device import memory_bytes, pick_device, pick_precision, within_memory
+from sensevoiced.engine.device import (
+    memory_bytes,
+    pick_device,
+    pick_precision,
+    trim_memory,
+    within_memory,
+)
 from sensevoiced.engine.encoder import LANGUAGE_QUERY, WITH_ITN_QUERY, WITHOUT_ITN_QUERY, SenseVoice
 from sensevoiced.engine.precision import choose, fit
 from sensevoiced.engine.reading import Reading, rows_of, warm_up_batches
@@ -65,6 +71,7 @@ class TorchEngine:
         # Before the move: half the bytes over the bus, and never two whole copies on the device.
         fit(network, backend, cache.file_of(model.weights, cache_dir) if cache_dir else None)
         network.to(place)
+        trim_memory()
         info = EngineInfo(
             name="torch",
             model=model.name,

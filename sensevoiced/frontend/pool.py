@@ -97,6 +97,8 @@ class FrontendPool:
         self._idle: list[Child] = []
         self._waiting = Waiting()
         self._closing = False
+        self._lent_s = -math.inf
+        self._grows_soon = False
         self._failed_starts = 0
         self._failure = "the processes that read audio do not start"
         self._started = self._crashed = self._timeouts = self._stopped = 0
@@ -221,13 +223,26 @@ class FrontendPool:
             owner, future = turn
             child = self._idle.pop()
             child.owner = owner
+            self._lent_s = time.monotonic()
             future.set_result(child)
         self._grow()
 
     def _grow(self) -> None:
+        """Start one more child where somebody waits, and those there are do not come free."""
         coming = sum(not child.ready or child.settling for child in self._children)
-        if self._waiting.wanted(self._share) > coming and len(self._children) < self.config.max_children:
+        if self._waiting.wanted(self._share) <= coming or len(self._children) >= self.config.max_children:
+            return
+        wait_s = self._lent_s + self.config.grow_after_s - time.monotonic()
+        if len(self._children) < self.config.children or wait_s <= 0:
             self._try_spawn()
+        elif not self._grows_soon:
+            self._grows_soon = True
+            asyncio.get_running_loop().call_later(wait_s, self._grow_later)
+
+    def _grow_later(self) -> None:
+        self._grows_soon = False
+        if not self._closing:
+            self._grow()
 
     def _try_spawn(self) -> None:
         try:

@@ -733,6 +733,36 @@ def test_one_owner_never_holds_all_children(models, run):
     run(scenario())
 
 
+def test_a_crowd_of_short_recordings_is_served_by_the_children_there_are(models, run):
+    """While children come free in turn no more are started, however many wait."""
+
+    async def scenario():
+        async with running(models, children=1, max_children=4, grow_after_s=60) as pool:
+            jobs = [drain(pool.utterances(memfd(speech(1.0)), Options(), label="")) for _ in range(6)]
+            assert [len(found) for found in await asyncio.gather(*jobs)] == [1] * 6
+            assert pool.snapshot().started == 1
+
+    run(scenario())
+
+
+def test_a_child_is_started_when_none_has_come_free_for_a_while(models, run):
+    """Behind a recording that holds its child, a job waits no longer than `grow_after_s` for another."""
+
+    async def scenario():
+        async with running(models, children=1, max_children=2, grow_after_s=0.05) as pool:
+            reader, writer = os.pipe()
+            held = asyncio.create_task(drain(pool.utterances(reader, Options(), label="", owner=1)))
+            await until(lambda: not idle(pool))
+            async with asyncio.timeout(10):
+                other = pool.utterances(memfd(speech(1.0)), Options(), label="", owner=2)
+                assert len(await drain(other)) == 1
+            assert pool.snapshot().started == 2
+            os.close(writer)
+            await asyncio.gather(held, return_exceptions=True)
+
+    run(scenario())
+
+
 def test_a_child_that_dies_makes_room_in_its_owners_share(models, run):
     """A job that waits only for its owner's share begins when one of his children is killed."""
 

@@ -568,7 +568,7 @@ def test_start_up_does_not_import_torchs_compiler(tiny):
 
 @pytest.mark.slow
 def test_at_the_published_size_neither_company_nor_threads_change_a_bit(shared_data, tmp_path):
-    """With 936 MB of random weights and the real side files: each precision, each of four clips, to the bit."""
+    """With 936 MB of random weights and the real side files: in each precision, four clips, to the bit."""
     folder = write_full(tmp_path / "full", shared_data / "sensevoice_small")
     batch = [work(i, frames, dim=560) for i, frames in enumerate((30, 120, 7, 60))]
     for precision in ("float32", "bfloat16", "int8"):

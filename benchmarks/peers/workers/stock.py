@@ -23,7 +23,7 @@ class Stock:
     """The model with its VAD, and a look at the best ids of what it last recognised."""
 
     def __init__(self, model: str, vad: str, device: str, threads: int) -> None:
-        """Load both."""
+        """Load both; `threads` 0 leaves them to FunASR."""
         from funasr import AutoModel  # noqa: PLC0415 - only now is stdout out of its way
 
         exact = {"frontend_conf": {"dither": 0.0}}
@@ -32,9 +32,9 @@ class Stock:
             vad_model=vad,
             vad_kwargs={"max_single_segment_time": 30_000, **exact},
             device=device,
-            ncpu=threads,
             disable_update=True,
             disable_pbar=True,
+            **({"ncpu": threads} if threads else {}),
             **exact,
         )
         self._auto.model.ctc.ctc_lo.register_forward_hook(self._look)
