@@ -38,6 +38,11 @@ CHECK_PYTHON = $(PYTHON) -c 'import sys; \
 	sys.exit("sensevoiced needs Python 3.11 or later: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
 CONSTRAINTS = { sed -e '/^\#/d' -e '/^torch==/d' constraints.txt; echo '$(TORCH)'; }
 
+# pip writes the first line of the script svctl as it is, and the kernel ends an interpreter's path at its first space: in such a
+# folder sh has to start Python. Called with the folder of the environment's programs.
+SPACED = @case '$(1)' in *' '*) \
+	sed -i "1s|^\#!/.*python.*|\#!/bin/sh\n'''exec' \"$(1)/python3\" \"\$$0\" \"\$$@\"\n' '''|" '$(1)/svctl' ;; esac
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 ifdef PIP_EXTRA_INDEX_URL
 export PIP_EXTRA_INDEX_URL
@@ -83,10 +88,12 @@ FORCE:
 
 $(STAMPS)/daemon: $(STAMPS)/constraints.txt pyproject.toml
 	$(BIN)/pip install --quiet -c $(STAMPS)/constraints.txt -e '.[daemon,hub]'
+	$(call SPACED,$(CURDIR)/$(BIN))
 	@touch $@
 
 $(STAMPS)/dev: $(STAMPS)/daemon
 	$(BIN)/pip install --quiet -c $(STAMPS)/constraints.txt -e '.[daemon,funasr,hub,dev]'
+	$(call SPACED,$(CURDIR)/$(BIN))
 	@touch $@
 
 demo: $(STAMPS)/daemon
@@ -155,6 +162,7 @@ install-program:
 	@if [ -n '$(DESTDIR)' ]; then \
 		grep -rlIF '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(LIBDIR)/bin' '$(DESTDIR)$(LIBDIR)/pyvenv.cfg' \
 		| xargs -r sed -i 's|$(DESTDIR)$(LIBDIR)|$(LIBDIR)|g'; fi
+	$(call SPACED,$(DESTDIR)$(LIBDIR)/bin)
 	install -d '$(DESTDIR)$(BINDIR)'
 	ln -sfn '$(LIBDIR)/bin/svctl' '$(DESTDIR)$(BINDIR)/svctl'
 	ln -sfn '$(LIBDIR)/bin/sensevoiced' '$(DESTDIR)$(BINDIR)/sensevoiced'

@@ -49,9 +49,10 @@ def _bursts(bench: Bench, contenders: Sequence[Contender], clips: Sequence[Path]
     def work(contender: Contender, number: int) -> float:
         bench.say(f"{NAME}: {clients} clients, round {number + 1}, {contender.name}")
         found = _many(contender, requests, clients)
-        if found is not None:
-            bursts.setdefault(contender.name, []).append(found)
-        return 0.0
+        if found is None:
+            return 0.0
+        bursts.setdefault(contender.name, []).append(found)
+        return max(found.latencies_s, default=0.0)
 
     bench.rounds_of(NAME, contenders, min(ROUNDS, bench.rounds), work)
     for name, found in bursts.items():

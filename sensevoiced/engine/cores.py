@@ -39,11 +39,15 @@ class Cores:
         self,
         most: int,
         *,
+        learns: bool = True,
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.process_time,
         set_threads: Callable[[int], None] = torch.set_num_threads,
     ) -> None:
-        """Begin with all of `most`; 0 means one per core this process may use."""
+        """Begin with all of `most`; 0 means one per core this process may use.
+
+        `learns` is for batches that are computed on these cores, and not on a GPU.
+        """
         self.most = most or len(os.sched_getaffinity(0))
         self.used = self.most
         self._clock = clock
@@ -53,7 +57,7 @@ class Cores:
         self._pause_s = _PAUSE_S
         self._until_s = 0.0
         # Threads that are told to sleep use less than all the time on any machine: nothing could be learned.
-        self._learns = os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive"
+        self._learns = learns and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive"
         set_threads(self.most)
 
     @contextlib.contextmanager

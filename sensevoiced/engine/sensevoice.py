@@ -58,7 +58,7 @@ class TorchEngine:
         """
         place = pick_device(device)
         precision = pick_precision(precision, place)
-        cores = Cores(threads)
+        cores = Cores(threads, learns=place.type == "cpu")
         try:
             backend = choose(place, precision)
         except ValueError as error:

@@ -17,8 +17,8 @@ class Machine:
     def set(self, threads):
         self.threads = threads
 
-    def cores(self, most=2):
-        return Cores(most, clock=lambda: self.now, cpu_clock=lambda: self.cpu, set_threads=self.set)
+    def cores(self, most=2, **kwargs):
+        return Cores(most, **kwargs, clock=lambda: self.now, cpu_clock=lambda: self.cpu, set_threads=self.set)
 
     def run(self, cores, *, lost=0.0, seconds=1.0):
         """Run a batch that on all threads goes without `lost` cores; give the threads it ran on."""
@@ -86,6 +86,12 @@ def test_sleeping_threads_teach_nothing(machine, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     cores = machine.cores()
     assert {machine.run(cores, lost=0.6) for _ in range(9)} == {2}
+
+
+def test_batches_on_a_gpu_teach_nothing(machine):
+    """The processor's time says nothing about work that is done elsewhere."""
+    cores = machine.cores(learns=False)
+    assert {machine.run(cores, lost=1.9) for _ in range(9)} == {2}
 
 
 def test_a_batch_that_fails_is_counted_too_and_its_error_passes(machine):
