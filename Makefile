@@ -17,6 +17,7 @@ PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib/sensevoiced
 BINDIR ?= $(PREFIX)/bin
 CONFDIR ?= /etc/sensevoice
+CACHEDIR ?= /var/cache/sensevoice
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 USERUNITDIR ?= $(PREFIX)/lib/systemd/user
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
@@ -32,6 +33,7 @@ LIVE_USER = [ -z '$(DESTDIR)' ] && [ -n '$(SYSTEMD)' ] && [ -n "$$XDG_RUNTIME_DI
 # Where `make install-user` puts things instead: all of it below the home folder, where systemd --user and the daemon look.
 install-user uninstall-user: PREFIX = $(HOME)/.local
 install-user uninstall-user: CONFDIR = $(or $(XDG_CONFIG_HOME),$(HOME)/.config)/sensevoice
+install-user uninstall-user: CACHEDIR = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sensevoice
 install-user uninstall-user: USERUNITDIR = $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/systemd/user
 
 CHECK_PYTHON = $(PYTHON) -c 'import sys; \
@@ -86,7 +88,8 @@ $(STAMPS)/constraints.txt: $(STAMPS)/venv constraints.txt FORCE
 .PHONY: FORCE
 FORCE:
 
-$(STAMPS)/daemon: $(STAMPS)/constraints.txt pyproject.toml
+# svctl/__main__.py is copied as the script svctl; all else is read from the checkout.
+$(STAMPS)/daemon: $(STAMPS)/constraints.txt pyproject.toml svctl/__main__.py
 	$(BIN)/pip install --quiet -c $(STAMPS)/constraints.txt -e '.[daemon,hub]'
 	$(call SPACED,$(CURDIR)/$(BIN))
 	@touch $@
@@ -158,11 +161,11 @@ install-program:
 	@$(CONSTRAINTS) > '$(DESTDIR)$(LIBDIR)/constraints.txt'
 	'$(DESTDIR)$(LIBDIR)/bin/python' -m pip install --quiet -c '$(DESTDIR)$(LIBDIR)/constraints.txt' \
 		$(INSTALL_PIP_ARGS) '$(INSTALL_FROM)$(INSTALL_EXTRAS)'
+	$(call SPACED,$(DESTDIR)$(LIBDIR)/bin)
 	@# A staged environment must name the place it will live in, not the staging folder.
 	@if [ -n '$(DESTDIR)' ]; then \
 		grep -rlIF '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(LIBDIR)/bin' '$(DESTDIR)$(LIBDIR)/pyvenv.cfg' \
 		| xargs -r sed -i 's|$(DESTDIR)$(LIBDIR)|$(LIBDIR)|g'; fi
-	$(call SPACED,$(DESTDIR)$(LIBDIR)/bin)
 	install -d '$(DESTDIR)$(BINDIR)'
 	ln -sfn '$(LIBDIR)/bin/svctl' '$(DESTDIR)$(BINDIR)/svctl'
 	ln -sfn '$(LIBDIR)/bin/sensevoiced' '$(DESTDIR)$(BINDIR)/sensevoiced'
@@ -185,10 +188,10 @@ install-settings:
 uninstall: stop-system remove-program remove-user-units remove-settings
 	rm -f '$(DESTDIR)$(UNITDIR)/sensevoiced.socket' '$(DESTDIR)$(UNITDIR)/sensevoiced.service'
 	rm -f '$(DESTDIR)$(SYSUSERSDIR)/sensevoiced.conf' '$(DESTDIR)$(TMPFILESDIR)/sensevoiced.conf'
-	@if $(LIVE); then systemctl daemon-reload; fi
+	@if $(LIVE); then rm -f '$(CACHEDIR)'/*.int8.pt; systemctl daemon-reload; fi
 
 uninstall-user: stop-user remove-program remove-user-units remove-settings
-	@if $(LIVE_USER); then systemctl --user daemon-reload || :; fi
+	@if $(LIVE_USER); then rm -f '$(CACHEDIR)'/*.int8.pt; systemctl --user daemon-reload || :; fi
 
 stop-system:
 	@if $(LIVE); then systemctl disable --now sensevoiced.socket sensevoiced.service || :; fi

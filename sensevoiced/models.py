@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from sensevoiced.config import ConfigError
+from sensevoiced.features import FrontendSpec
 from sensevoiced.jobs import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
@@ -43,29 +46,6 @@ class ModelMissing(ConfigError):
 
 class ModelDamaged(ConfigError):
     """A folder that does not hold a whole model of the right kind; the sentence says what is wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class FrontendSpec:
-    """How audio becomes this model's features: `frontend_conf` of config.yaml under plainer names.
-
-    `window` is kaldi's name of the analysis window. LFR stacks `lfr_m` frames and moves on by `lfr_n`.
-    `cmvn` is kaldi's nnet1 text file (am.mvn): a shift and a scale for each of `dim` columns.
-    """
-
-    sample_rate_hz: int
-    window: str
-    n_mels: int
-    frame_length_ms: float
-    frame_shift_ms: float
-    lfr_m: int
-    lfr_n: int
-    cmvn: Path
-
-    @property
-    def dim(self) -> int:
-        """Columns of a feature row: 560 for SenseVoiceSmall (80 x 7), 400 for FSMN-VAD (80 x 5)."""
-        return self.n_mels * self.lfr_m
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +190,6 @@ def _read_folder(path: Path, *, kind: str, what: str) -> tuple[dict[str, Any], d
     The keys are `init_param`, `bpemodel` and `cmvn_file`; a folder without configuration.json is read by
     FunASR's usual names.
     """
-    import yaml  # noqa: PLC0415 - the front end's children import this module, and read no folder
-
     config_file = path / "config.yaml"
     try:
         config = yaml.safe_load(config_file.read_text(encoding="utf-8"))

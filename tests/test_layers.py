@@ -16,7 +16,8 @@ import sensevoiced
 import svctl
 
 L0 = (
-    *("sensevoiced", "sensevoiced.config", "sensevoiced.descriptors", "sensevoiced.jobs"),
+    *("sensevoiced", "sensevoiced.config", "sensevoiced.descriptors", "sensevoiced.features"),
+    "sensevoiced.jobs",
     *("sensevoiced.metrics", "sensevoiced.notify"),
 )
 
@@ -25,12 +26,16 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sensevoiced", ()),
     ("sensevoiced.config", ()),
     ("sensevoiced.descriptors", ()),
+    ("sensevoiced.features", ()),
     ("sensevoiced.jobs", ()),
     ("sensevoiced.metrics", ("psutil",)),
     ("sensevoiced.notify", ()),
     ("sensevoiced.logs", ()),
     ("sensevoiced.settings", ("sensevoiced.config",)),
-    ("sensevoiced.models", ("sensevoiced.config", "sensevoiced.jobs", "yaml")),
+    (
+        "sensevoiced.models",
+        ("sensevoiced.config", "sensevoiced.features", "sensevoiced.jobs", "yaml"),
+    ),
     # Fetching models: a branch of its own, that nothing else may reach.
     ("sensevoiced.hub_pins", ("sensevoiced.models",)),
     ("sensevoiced.hub_clients", ("modelscope_hub", "huggingface_hub")),

@@ -95,7 +95,7 @@ def _child(bench: Bench, module: str, asked: dict[str, Any]) -> dict[str, Any]:
     process = subprocess.Popen(
         [sys.executable, "-m", module],
         cwd=ROOT,
-        env=environment(OMP_WAIT_POLICY="PASSIVE"),  # as the daemon sets it for its engine
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

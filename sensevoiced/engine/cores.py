@@ -26,6 +26,8 @@ _SHORT_S = 0.05
 _LOST_CORES = 0.25
 """Computing time that a batch went without, in cores. On an idle machine it is below 0.1; another busy
 program takes half of a core."""
+_LOST_SHARE = 0.02
+"""The same as a part of many cores, on which something always runs."""
 _IN_A_ROW = 2
 """One such batch is a front-end child that starts, or a disk; two in a row are company."""
 _PAUSE_S, _LONGEST_PAUSE_S = 2.0, 64.0
@@ -74,7 +76,7 @@ class Cores:
                 self._learn(self.most - cpu_s / took_s)
 
     def _learn(self, lost: float) -> None:
-        if lost <= _LOST_CORES:
+        if lost <= max(_LOST_CORES, _LOST_SHARE * self.most):
             self._crowded = 0
             self._pause_s = _PAUSE_S
             return

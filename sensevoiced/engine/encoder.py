@@ -51,15 +51,19 @@ class Memory(nn.Module):
         in the batch, and at these sizes no slower than the library's convolution.
         """
         value = value.float()
-        spaced = value.new_zeros(packing.spaced_total, value.shape[1]).index_copy_(
-            0, packing.spaced_rows, value
-        )
+        alone = len(packing.lengths) == 1
+        if alone:
+            spaced = F.pad(value, (0, 0, self._left, packing.spaced_total - self._left - len(value)))
+        else:
+            spaced = value.new_zeros(packing.spaced_total, value.shape[1]).index_copy_(
+                0, packing.spaced_rows, value
+            )
         count = packing.spaced_total - self._kernel + 1
         taps = self.weight[:, 0, :].t().contiguous()
         summed = spaced[self._left : self._left + count].clone()
         for tap in range(self._kernel):
             summed.addcmul_(spaced[tap : tap + count], taps[tap])
-        return summed.index_select(0, packing.spaced_rows - self._left)
+        return summed if alone else summed.index_select(0, packing.spaced_rows - self._left)
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -39,11 +39,12 @@ class FunasrEngine:
     share one padded batch.
     """
 
-    def __init__(self, automodel: Any, reading: Reading, info: EngineInfo) -> None:
+    def __init__(self, automodel: Any, reading: Reading, info: EngineInfo, cores: Cores) -> None:
         """Take a funasr.AutoModel; `load` makes one."""
         self.info = info
         self._automodel = automodel
         self._reading = reading
+        self._cores = cores
         self._device = torch.device(info.device)
 
     @classmethod
@@ -76,8 +77,7 @@ class FunasrEngine:
                 disable_log=True,
                 trust_remote_code=False,
             )
-        # It sets them for good: FunASR's batches are not watched.
-        cores = Cores(threads)
+        cores = Cores(threads, learns=place.type == "cpu")
         info = EngineInfo(
             name="funasr",
             model=model.name,
@@ -88,7 +88,7 @@ class FunasrEngine:
             backend="funasr.AutoModel",
             threads=cores.most if place.type == "cpu" else 0,
         )
-        return cls(automodel, reading, info)
+        return cls(automodel, reading, info, cores)
 
     def warm_up(self) -> None:
         """Run a few lengths, alone and together."""
@@ -100,7 +100,8 @@ class FunasrEngine:
 
         Raises OutOfMemory where the device has too little for it.
         """
-        return within_memory(lambda: self._recognitions(batch))
+        with self._cores.batch():
+            return within_memory(lambda: self._recognitions(batch))
 
     def device_memory_bytes(self) -> tuple[int, int] | None:
         """Give (allocated, total) bytes of the device's memory; None on the CPU."""

@@ -49,6 +49,11 @@ class Quantised:
         scale = weight.abs().amax(dim=1).div_(_HIGHEST).clamp_min_(_TINIEST)
         return cls(weight.div(scale[:, None]).round_().to(torch.int8), scale)
 
+    @property
+    def holds_tensors(self) -> bool:
+        """Say whether it is what it should be; read from a file, it may be anything."""
+        return isinstance(self.weight, torch.Tensor) and isinstance(self.scale, torch.Tensor)
+
     def fits(self, weight: torch.Tensor) -> bool:
         """Say whether this could be `weight` quantised."""
         shapes = (self.weight.shape, self.scale.shape) == (weight.shape, weight.shape[:1])
@@ -58,7 +63,8 @@ class Quantised:
 class QuantisedLinear(nn.Module):
     """A linear layer of 8-bit weights on inputs quantised as they come.
 
-    Inputs get one scale an utterance, not one a batch: so a result does not depend on the company.
+    Inputs get one scale an utterance (in the head, a block of rows), not one a batch: so a result does not
+    depend on the company.
     """
 
     def __init__(self, source: Linear, quantised: Quantised) -> None:

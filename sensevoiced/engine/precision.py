@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sensevoiced.engine.encoder import SenseVoice
 
+_HELPERS = 4
 _NEAR = 0.05
 """A working 8-bit layer is off by a fifth of this on inputs of size one; a wrong layout by twenty times."""
 
@@ -79,12 +80,15 @@ def choose(place: torch.device, precision: str) -> Backend:
 
 
 def works(make: Callable[[Linear, Quantised | None], nn.Module]) -> bool:
-    """Try a backend on a small layer: whether it runs, and what comes out is near what should."""
+    """Try a backend on small layers of both kinds: whether they run, and are near what they should be."""
+    return _near(make, relu=True, narrow=False) and _near(make, relu=False, narrow=True)
+
+
+def _near(make: Callable[[Linear, Quantised | None], nn.Module], *, relu: bool, narrow: bool) -> bool:
     random = torch.Generator().manual_seed(0)
-    with torch.device("meta"):
-        layer = Linear(64, 48, relu=True)
-    layer.weight = nn.Parameter(torch.randn(48, 64, generator=random) / 8, requires_grad=False)
-    layer.bias = nn.Parameter(torch.randn(48, generator=random), requires_grad=False)
+    layer = Linear(64, 48, relu=relu, narrow=narrow)
+    layer.weight.copy_(torch.randn(48, 64, generator=random) / 8)
+    layer.bias.copy_(torch.randn(48, generator=random))
     rows = torch.randn(5, 64, generator=random)
     spans = [(0, 2), (2, 5)]
     with torch.inference_mode():
@@ -114,8 +118,9 @@ def fit(network: SenseVoice, backend: Backend, kept: Path | None) -> None:
 
     layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, Linear)]
     # oneDNN lays out 8-bit weights on one thread, a second for all of them; the other types on every thread.
+    # Only a few at once, because each of these may have a team of OpenMP's threads of its own.
     if backend.quantises:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        with ThreadPoolExecutor(min(_HELPERS, torch.get_num_threads())) as pool:
             list(pool.map(put, *zip(*layers, strict=True)))
     else:
         for name, layer in layers:

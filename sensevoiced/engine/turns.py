@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_PASSES = 16
-"""How often others may go before one who waits, who then is next. Without it an endless stream of new jobs,
-which all come with nothing on their account, would keep a long one waiting for ever; with it sixteen short
-requests for one utterance of a long job are the worst."""
+"""How often others may go before one who waits, who then is next; in a longer line, twice its length. Without
+it an endless stream of new jobs, which all come with nothing on their account, would keep a long one waiting
+for ever; with it sixteen short requests for one utterance of a long job are the worst."""
 MAX_REMEMBERED = 1_024
 """Accounts kept of those who want nothing just now, a job between two utterances or a user between two
 requests: far more than there are jobs at a time."""
@@ -94,7 +94,8 @@ class Line:
     def next(self) -> int:
         """Give the one whose turn it is; somebody has to wait."""
         longest = next(iter(self._waiting))
-        if self._turn - self._waiting[longest].since >= MAX_PASSES:
+        # Among n equals everybody waits for n turns anyway: only beyond that is anybody passed over.
+        if self._turn - self._waiting[longest].since >= max(MAX_PASSES, 2 * len(self._waiting)):
             return longest
         return min(self._waiting, key=lambda key: self._waiting[key].had)
 

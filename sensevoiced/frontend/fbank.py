@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sensevoiced.models import FrontendSpec
+    from sensevoiced.features import FrontendSpec
 
     Floats = NDArray[np.float32]
 

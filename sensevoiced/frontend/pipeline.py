@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sensevoiced.config import FrontendConfig
+    from sensevoiced.features import FrontendSpec
     from sensevoiced.frontend.audio import Recording
     from sensevoiced.frontend.fbank import Frames
-    from sensevoiced.models import FrontendSpec
 
     Floats = NDArray[np.float32]
 

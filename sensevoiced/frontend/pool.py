@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sensevoiced.config import FrontendConfig
+    from sensevoiced.features import FrontendSpec
     from sensevoiced.jobs import Options
-    from sensevoiced.models import AsrModel, FrontendSpec, VadModel
+    from sensevoiced.models import AsrModel, VadModel
 
 logger = logging.getLogger(__name__)
 
@@ -228,13 +229,16 @@ class FrontendPool:
         self._grow()
 
     def _grow(self) -> None:
-        """Start one more child where somebody waits, and those there are do not come free."""
+        """Start children for those who wait, where those there are do not come free."""
         coming = sum(not child.ready or child.settling for child in self._children)
-        if self._waiting.wanted(self._share) <= coming or len(self._children) >= self.config.max_children:
+        room = self.config.max_children - len(self._children)
+        wanted = min(self._waiting.wanted(self._share) - coming, room)
+        if wanted <= 0:
             return
         wait_s = self._lent_s + self.config.grow_after_s - time.monotonic()
         if len(self._children) < self.config.children or wait_s <= 0:
-            self._try_spawn()
+            for _ in range(wanted):
+                self._try_spawn()
         elif not self._grows_soon:
             self._grows_soon = True
             asyncio.get_running_loop().call_later(wait_s, self._grow_later)

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensevoiced.config import FrontendConfig
+from sensevoiced.features import FrontendSpec
 from sensevoiced.frontend.audio import Recording
 from sensevoiced.frontend.channel import MAX_CONTROL_BYTES, pack, send_message, unpack
 from sensevoiced.frontend.pipeline import Frontend, Pass
 from sensevoiced.frontend.source import Stopped
 from sensevoiced.jobs import JobError
-from sensevoiced.models import FrontendSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 import yaml
 
-from sensevoiced.models import AsrModel, FrontendSpec, VadModel
+from sensevoiced.features import FrontendSpec
+from sensevoiced.models import AsrModel, VadModel
 
 THRESHOLD = 10.0
 """Mean log-mel above which a frame is speech: noise of amplitude 0.1 has about 17, digital silence -16."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -49,14 +50,14 @@ def count_quantising(monkeypatch):
 
 
 def test_the_second_start_quantises_nothing_and_answers_the_same(model, kept, monkeypatch):
-    """What the first start wrote, the second reads: no layer but the trial's is quantised again."""
+    """The second start reads what the first wrote: no layers but the two of the trial are quantised."""
     first = answer(load(model, kept))
     (file,) = kept.iterdir()
     assert file == cache.file_of(model.weights, kept)
     assert kept.stat().st_mode & 0o777 == 0o700
     made = count_quantising(monkeypatch)
     assert answer(load(model, kept)) == first
-    assert len(made) == 1
+    assert len(made) == 2
 
 
 def test_another_version_of_the_model_takes_the_place_of_the_first(model, kept):
@@ -82,10 +83,11 @@ def reshape(file):
         lambda file: file.write_bytes(file.read_bytes()[:-2_000]),
         lambda file: file.write_bytes(b"garbage"),
         lambda file: torch.save([1, 2], file),
+        lambda file: torch.save({"encoder.encoders0.0.feed_forward.w_1": ("x", "y")}, file),
         lambda file: file.chmod(0o666),
         reshape,
     ],
-    ids=["cut", "garbage", "list", "rights", "shape"],
+    ids=["cut", "garbage", "list", "texts", "rights", "shape"],
 )
 def test_a_file_that_cannot_be_used_is_made_again(model, kept, damage):
     """Cut, garbage, of another model, writable for others: as if it were not there, and whole afterwards."""
@@ -120,6 +122,34 @@ def test_a_folder_that_cannot_be_written_is_done_without(model, tmp_path, caplog
         load(model, tmp_path / "file" / "cache")
     assert "8-bit weights are not kept" in caplog.text
     assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_full_disk_is_done_without(model, kept, monkeypatch):
+    """Torch answers a failed write with an error of its own; the model is loaded all the same."""
+
+    class Full:
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self):
+            pass
+
+    original = torch.save
+    monkeypatch.setattr(torch, "save", lambda held, opened: original(held, Full()))
+    assert answer(load(model, kept))
+    assert list(kept.iterdir()) == []
+
+
+def test_what_a_killed_daemon_left_is_cleared_away(model, kept):
+    """An unfinished file goes when it is old; a young one may be another daemon's."""
+    kept.mkdir(mode=0o700)
+    old, young = kept / "old.new", kept / "young.new"
+    for file in (old, young):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    load(model, kept)
+    assert not old.exists()
+    assert young.exists()
 
 
 def test_other_precisions_keep_nothing(model, kept):

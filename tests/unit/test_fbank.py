@@ -8,8 +8,8 @@ from harness.energy_vad import write_mvn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sensevoiced.features import FrontendSpec
 from sensevoiced.frontend.fbank import Cmvn, Fbank, mel_filters, stack_frames, window
-from sensevoiced.models import FrontendSpec
 
 
 def spec(tmp_path=None, lfr_m=7, lfr_n=6):

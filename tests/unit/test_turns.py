@@ -152,7 +152,7 @@ STEPS = st.lists(
 
 def most_passes(length):
     """How many turns of others go before one's own, at most, in a line that was never longer than this."""
-    return MAX_PASSES + length - 1 if length > 1 else 0
+    return max(MAX_PASSES, 2 * length) + length - 1 if length > 1 else 0
 
 
 class Watched:
