@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from benchmarks.workloads import (
     clip,
+    cold,
     folder,
     frontend,
     idle,
@@ -29,7 +30,7 @@ WORKLOADS = cast(
         # with the peers running
         *(start, clip, several, folder, long, idle),
         # ours alone: the peers have ended by then
-        *(stages, steady, ping, memory, restart, frontend, precision),
+        *(stages, steady, ping, memory, restart, frontend, precision, cold),
     ),
 )
 LAST_WITH_PEERS = idle.NAME

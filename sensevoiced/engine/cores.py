@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -21,17 +22,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_NICE = 5
+"""A third of a core where somebody else wants it: not nothing, because then a crowd could keep it out."""
 _SHORT_S = 0.05
 """Batches shorter than this say nothing: the kernel's slices are milliseconds."""
 _LOST_CORES = 0.25
 """Computing time that a batch went without, in cores. On an idle machine it is below 0.1; another busy
 program takes half of a core."""
-_LOST_SHARE = 0.02
-"""The same as a part of many cores, on which something always runs."""
+_SLOWED = 2.5
+"""... and it took so many times as long, for its frames, as the best did: one thread would have been no
+slower. Short batches take up to half as long again, and a virtual machine's own speed changes by a fifth."""
+_FADES = 0.99
+"""What the best is multiplied with after each batch, so that it is one of about the last hundred."""
 _IN_A_ROW = 2
 """One such batch is a front-end child that starts, or a disk; two in a row are company."""
-_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 64.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 16.0
 """For so long fewer threads are used; then all are tried again, and after each failure half as often."""
+
+
+def give_way() -> None:
+    """Let this thread, and OpenMP's that it starts, stand behind the daemon's other threads and its children.
+
+    The front end's part of the work is a twentieth of the engine's, and all of it waits for that part.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 class Cores:
@@ -56,6 +71,7 @@ class Cores:
         self._cpu_clock = cpu_clock
         self._set_threads = set_threads
         self._crowded = 0
+        self._best = 0.0
         self._pause_s = _PAUSE_S
         self._until_s = 0.0
         # Threads that are told to sleep use less than all the time on any machine: nothing could be learned.
@@ -63,8 +79,8 @@ class Cores:
         set_threads(self.most)
 
     @contextlib.contextmanager
-    def batch(self) -> Iterator[None]:
-        """Compute a batch within: on the threads that fit, and learning whether they did."""
+    def batch(self, frames: int) -> Iterator[None]:
+        """Compute a batch of so many frames within: on the threads that fit, learning whether they did."""
         if self.used < self.most and self._clock() >= self._until_s:
             self._use(self.most)
         began_s, began_cpu_s = self._clock(), self._cpu_clock()
@@ -73,10 +89,11 @@ class Cores:
         finally:
             took_s, cpu_s = self._clock() - began_s, self._cpu_clock() - began_cpu_s
             if self._learns and self.used == self.most > 1 and took_s > _SHORT_S:
-                self._learn(self.most - cpu_s / took_s)
+                self._learn(frames / took_s, self.most - cpu_s / took_s)
 
-    def _learn(self, lost: float) -> None:
-        if lost <= max(_LOST_CORES, _LOST_SHARE * self.most):
+    def _learn(self, rate: float, lost: float) -> None:
+        self._best = max(_FADES * self._best, rate)
+        if lost <= _LOST_CORES or rate * _SLOWED > self._best:
             self._crowded = 0
             self._pause_s = _PAUSE_S
             return

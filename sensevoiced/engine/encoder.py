@@ -60,9 +60,11 @@ class Memory(nn.Module):
             )
         count = packing.spaced_total - self._kernel + 1
         taps = self.weight[:, 0, :].t().contiguous()
-        summed = spaced[self._left : self._left + count].clone()
+        # The input itself is one more of the middle tap.
+        summed = spaced[self._left : self._left + count] * (taps[self._left] + 1)
         for tap in range(self._kernel):
-            summed.addcmul_(spaced[tap : tap + count], taps[tap])
+            if tap != self._left:
+                summed.addcmul_(spaced[tap : tap + count], taps[tap])
         return summed if alone else summed.index_select(0, packing.spaced_rows - self._left)
 
 

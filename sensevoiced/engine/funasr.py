@@ -100,7 +100,7 @@ class FunasrEngine:
 
         Raises OutOfMemory where the device has too little for it.
         """
-        with self._cores.batch():
+        with self._cores.batch(sum(utterance.frames for utterance, _ in batch)):
             return within_memory(lambda: self._recognitions(batch))
 
     def device_memory_bytes(self) -> tuple[int, int] | None:

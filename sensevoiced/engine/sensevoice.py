@@ -9,7 +9,7 @@ import torch
 from sensevoiced.config import ConfigError
 from sensevoiced.engine import cache
 from sensevoiced.engine.checkpoint import load_network
-from sensevoiced.engine.cores import Cores
+from sensevoiced.engine.cores import Cores, give_way
 from sensevoiced.engine.device import (
     memory_bytes,
     pick_device,
@@ -58,6 +58,7 @@ class TorchEngine:
         """
         place = pick_device(device)
         precision = pick_precision(precision, place)
+        give_way()
         cores = Cores(threads, learns=place.type == "cpu")
         try:
             backend = choose(place, precision)
@@ -94,7 +95,7 @@ class TorchEngine:
 
         Raises OutOfMemory where the device has too little for it.
         """
-        with self._cores.batch():
+        with self._cores.batch(sum(utterance.frames for utterance, _ in batch)):
             paths = within_memory(lambda: self._paths(batch))
         return self._reading.recognitions(batch, paths)
 

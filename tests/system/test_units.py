@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,23 @@ def test_the_socket_outlives_a_restart(systemd, folder):
     assert socket["FlushPending"] == "no"
     assert socket["Service"] == "sensevoiced.service"
     assert socket["ListenStream"].endswith("/sensevoice/api.sock")
+
+
+@pytest.mark.parametrize("folder", ["", "user"])
+def test_a_daemon_that_fails_at_once_is_tried_for_a_while(systemd, folder):
+    """The limit of starts, which ends the socket too, is far beyond what restarts can reach in seconds."""
+    service = dict(_directives(systemd / folder / "sensevoiced.service"))
+    assert service["RestartSec"] == "250ms"
+    assert (service["StartLimitIntervalSec"], service["StartLimitBurst"]) == ("60", "60")
+    assert 60 * 0.25 >= 15, "seconds of attempts, even where each failed at once"
+
+
+def test_the_service_keeps_what_it_computes_where_it_may_write(systemd):
+    """The unit's cache folder, private to the daemon's user, is where the settings look for it."""
+    service = dict(_directives(systemd / "sensevoiced.service"))
+    assert (service["CacheDirectory"], service["CacheDirectoryMode"]) == ("sensevoice", "0700")
+    given = {"CACHE_DIRECTORY": f"/var/cache/{service['CacheDirectory']}", "HOME": "/"}
+    assert settings.load({}, given).cache_dir == Path("/var/cache/sensevoice")
 
 
 def test_the_service_cannot_change_what_root_fetches_into(systemd):
