@@ -20,8 +20,8 @@ NAME = "cold"
 READY, ANSWER = "ready", "first answer"
 HEADER = ("", "ready", "first answer", "service-1/it", "n")
 NOTE = (
-    "The kernel drops its page cache before each start, which only root can ask for; what a virtual machine's "
-    "host still holds is beyond it. Each contender in turn, alone on the machine."
+    "The kernel drops its page cache before each start, which only root can ask for; what a virtual "
+    "machine's host still holds is beyond it. Each contender in turn, alone on the machine."
 )
 DROP = Path("/proc/sys/vm/drop_caches")
 ROUNDS = 2

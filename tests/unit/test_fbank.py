@@ -41,7 +41,7 @@ def test_frames_do_not_depend_on_where_blocks_are_cut(cuts, samples):
     edges = [0, *sorted(min(cut, samples) for cut in cuts), samples]
     parts = [fbank.accept(signal[a:b]) for a, b in pairwise(edges)]
     assert sum(map(len, parts)) == len(whole) == max(0, (samples - 400) // 160 + 1)
-    np.testing.assert_allclose(np.concatenate([part.mel for part in parts]), whole.mel, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([part.mel for part in parts]), whole.mel, atol=5e-5)
     np.testing.assert_allclose(np.concatenate([part.level_db for part in parts]), whole.level_db, atol=1e-4)
 
 
