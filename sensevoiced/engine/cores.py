@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _NICE = 5
 """A third of a core where somebody else wants it: not nothing, because then a crowd could keep it out."""
 _SHORT_S = 0.05
-"""Batches shorter than this say nothing: the kernel's slices are milliseconds."""
+"""Batches shorter than this do not say who else is there: the kernel's slices are milliseconds."""
 _LOST_CORES = 0.25
 """Computing time that a batch went without, in cores. On an idle machine it is below 0.1; another busy
 program takes half of a core."""
@@ -88,11 +88,14 @@ class Cores:
             yield
         finally:
             took_s, cpu_s = self._clock() - began_s, self._cpu_clock() - began_cpu_s
-            if self._learns and self.used == self.most > 1 and took_s > _SHORT_S:
-                self._learn(frames / took_s, self.most - cpu_s / took_s)
+            if self._learns and self.used == self.most > 1 and took_s > 0:
+                rate = frames / took_s
+                # Of short ones too: a small model's batches are long only when they are crowded.
+                self._best = max(_FADES * self._best, rate)
+                if took_s > _SHORT_S:
+                    self._judge(rate, self.most - cpu_s / took_s)
 
-    def _learn(self, rate: float, lost: float) -> None:
-        self._best = max(_FADES * self._best, rate)
+    def _judge(self, rate: float, lost: float) -> None:
         if lost <= _LOST_CORES or rate * _SLOWED > self._best:
             self._crowded = 0
             self._pause_s = _PAUSE_S

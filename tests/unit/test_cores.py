@@ -104,6 +104,13 @@ def test_short_batches_teach_nothing(machine):
     assert {machine.run(cores, lost=1.0, seconds=0.01) for _ in range(9)} == {2}
 
 
+def test_a_small_model_is_judged_by_its_short_batches(machine):
+    """Batches of milliseconds on a free machine are what a crowded one of a second is compared with."""
+    cores = machine.cores()
+    machine.run(cores, seconds=0.01)
+    assert [machine.run(cores, lost=0.5, seconds=0.1) for _ in range(3)] == [2, 2, 1]
+
+
 def test_sleeping_threads_teach_nothing(machine, monkeypatch):
     """Where a user lets OpenMP's threads sleep, time that was not used was not wanted."""
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
