@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.contender import ContenderError, environment
 from benchmarks.table import Table, Target, failures
+from tools.demo.edits import distance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,16 +125,6 @@ def agreement(reference: Sequence[dict[str, Any]], other: Sequence[dict[str, Any
             differing.add(one["file"])
             edits += distance(one["ids"], two["ids"])
     return 1 - edits / max(1, tokens), len(files) - len(differing), len(files)
-
-
-def distance(left: Sequence[int], right: Sequence[int]) -> int:
-    """Levenshtein distance between two rows of tokens."""
-    row = list(range(len(right) + 1))
-    for i, a in enumerate(left, 1):
-        previous, row[0] = row[0], i
-        for j, b in enumerate(right, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (a != b))
-    return row[-1]
 
 
 def tables(records: Records) -> list[Table]:

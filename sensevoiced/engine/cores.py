@@ -2,7 +2,7 @@
 
 OpenMP's threads wait for one another by spinning, which on free cores is by far the fastest. But a thread
 that has to share its core with another program holds up all the others, and two spinning threads on two busy
-cores take ten times as long as one. So fewer are used for a while, when batches did not get their time.
+cores take several times as long as one. So fewer are used for a while, when batches did not get their time.
 """
 
 from __future__ import annotations

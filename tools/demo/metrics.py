@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from demo.edits import distance
 from demo.phrases import LANGUAGES, SPACED
 
 
@@ -28,16 +29,6 @@ class Recognised:
     event: str
     itn: str
     text: str
-
-
-def distance(left: list[str], right: list[str]) -> int:
-    """Levenshtein distance between two rows of units."""
-    row = list(range(len(right) + 1))
-    for i, a in enumerate(left, 1):
-        previous, row[0] = row[0], i
-        for j, b in enumerate(right, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (a != b))
-    return row[-1]
 
 
 def units(text: str, language: str) -> list[str]:
