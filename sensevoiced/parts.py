@@ -5,9 +5,11 @@ Imports them only when they are made.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from sensevoiced.engine import kernels
 from sensevoiced.models import find_asr, find_vad
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ def parts_of(config: Config) -> Parts:
             return FunasrEngine.load(
                 asr, device=config.device, precision=config.precision, threads=config.threads
             )
+        kernels.keep_few(os.environ, threads=config.threads, precision=config.precision)
         from sensevoiced.engine.sensevoice import TorchEngine  # noqa: PLC0415 - torch takes seconds to import
 
         return TorchEngine.load(
