@@ -145,8 +145,8 @@ class Backend:
         return ended
 
     async def _load_engine(self) -> None:
-        # Torch's import makes a hundred thousand objects that stay: looking through them while they come takes
-        # a tenth of a second, and later a part of one from a request now and then.
+        # Torch's import makes a hundred thousand objects that stay: looking through them while they come
+        # takes a tenth of a second, and later a part of one from a request now and then.
         gc.disable()
         try:
             engine = await self._batcher.call(self._parts.load_engine)

@@ -26,20 +26,24 @@ def _limits(threads: int, precision: str, environ: Mapping[str, str] | None = No
 
 @pytest.mark.parametrize("precision", ["auto", "float32", "float16"])
 def test_layers_that_run_on_whole_batches_need_few_on_any_machine(precision: str) -> None:
+    """One number of rows at a time."""
     assert _limits(2, precision) == _limits(64, precision) == {ONEDNN: "32", TORCH: "32"}
 
 
 @pytest.mark.parametrize("precision", ["int8", "bfloat16"])
 def test_layers_that_run_by_utterance_need_more_with_more_threads(precision: str) -> None:
+    """Batches grow with the threads, and with them the numbers of rows."""
     assert int(_limits(16, precision)[ONEDNN]) == 8 * int(_limits(2, precision)[ONEDNN])
     assert _limits(1, precision) == _limits(2, precision)
 
 
 def test_what_somebody_has_set_stays() -> None:
+    """An administrator knows better."""
     assert _limits(2, "int8", {ONEDNN: "7"})[ONEDNN] == "7"
 
 
 def test_no_threads_means_one_a_core() -> None:
+    """As everywhere."""
     assert _limits(0, "int8") == _limits(len(os.sched_getaffinity(0)), "int8")
 
 
@@ -68,6 +72,8 @@ GROWTH = """
 
 
 def test_torch_heeds_them() -> None:
+    """The names are right, and were read in time: memory grows by less than half."""
+
     def growth(how: str) -> int:
         environ = {name: value for name, value in os.environ.items() if name not in {ONEDNN, TORCH}}
         command = [sys.executable, "-c", textwrap.dedent(GROWTH), how]
