@@ -54,7 +54,7 @@ endif
 .DELETE_ON_ERROR:
 # The steps of an installation are prerequisites, and happen in the order they are named in.
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test test-slow check format accuracy bench bench-quick bench-setup clean
+.PHONY: help setup setup-dev demo test test-slow check format accuracy bench bench-quick bench-setup faults fuzz soak clean
 .PHONY: install install-user install-program install-user-units install-settings
 .PHONY: uninstall uninstall-user stop-system stop-user remove-program remove-user-units remove-settings
 
@@ -65,6 +65,9 @@ help:
 	@echo 'make check      lint, formatting, types, import layers'
 	@echo 'make accuracy   measure the demo model on held-out speech'
 	@echo 'make bench      measure against the alternatives, which bench-setup installs; bench-quick in three minutes'
+	@echo 'make faults     the abuse tests as a table, one row an id; SLOW=1 runs the long ones too'
+	@echo 'make fuzz       look for input that breaks the frame reader or the decoders, for TIME=60 seconds'
+	@echo 'make soak       mixed load on a daemon for TIME=600 seconds: what grows, what is lost'
 	@echo 'make install    into PREFIX=$(PREFIX), with systemd units; uninstall takes it out again'
 	@echo 'make install-user   below your home, with units for systemctl --user; uninstall-user takes it out again'
 	@echo 'make clean      remove .venv, .venv-bench and everything built'
@@ -137,6 +140,17 @@ bench: $(STAMPS)/dev
 
 bench-quick: $(STAMPS)/dev
 	$(BIN)/python -m benchmarks --quick $(BENCH_ARGS)
+
+faults: $(STAMPS)/dev
+	$(BIN)/python tools/faults.py $(if $(SLOW),--slow) -- $(PYTEST_ARGS)
+
+fuzz: TIME = 60
+fuzz: $(STAMPS)/dev
+	$(BIN)/python -m tools.fuzz --seconds $(TIME)
+
+soak: TIME = 600
+soak: $(STAMPS)/dev
+	$(BIN)/python -m tools.soak --seconds $(TIME)
 
 install: install-program install-user-units install-settings
 	install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'
