@@ -256,12 +256,18 @@ def _claims_more(file: soundfile.SoundFile) -> bool:
 
 
 def _ogg_ends(source: FileSource) -> bool:
-    """Say whether the last page of an Ogg stream says that it is the last (RFC 3533, header type flag 4)."""
-    longest_page_bytes = 65_307
+    """Say whether the last page of an Ogg stream is there whole and says that it is the last.
+
+    RFC 3533: flag 4 of byte 5; byte 26 counts the lengths from byte 27 on, and what they add up to follows.
+    """
+    longest_page_bytes, header_bytes = 65_307, 27
     source.seek(max(0, source.size - longest_page_bytes))
     tail = source.read(longest_page_bytes) or b""
-    page = tail.rfind(b"OggS")
-    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    if not page.startswith(b"OggS") or len(page) < header_bytes or not page[5] & 4:
+        return False
+    behind_lengths = header_bytes + page[26]
+    return len(page) >= behind_lengths + sum(page[header_bytes:behind_lengths])
 
 
 __all__ = ["NO_AUDIO", "UNREADABLE", "Recording", "finite", "mix_down"]

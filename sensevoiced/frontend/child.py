@@ -61,6 +61,8 @@ class Child:
         self.failure: str | None = None
         """Why it could not start, or ended, in its own words."""
         self.ready = False
+        self.jail: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        """What it says it is closed in by, and by what not and why; told with its readiness."""
         self.jobs = 0
         """Jobs handed to it so far."""
         self.busy = False
@@ -75,22 +77,17 @@ class Child:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._control.setblocking(False)
-            command = [
-                sys.executable,
-                "-P",
-                "-m",
-                "sensevoiced.frontend.worker",
-                str(theirs.fileno()),
-                str(os.getpid()),
-            ]
+            command = [sys.executable, "-P", "-m", "sensevoiced.frontend.worker", str(os.getpid())]
             environment = {name: os.environ[name] for name in _INHERITED if name in os.environ} | _ENVIRONMENT
             try:
+                # Nothing is closed before exec, where we would wait for it: a client's file system may let
+                # the close of its descriptor hang. What can be inherited is closed by the child itself.
                 self._process = subprocess.Popen(
                     command,
                     env=environment,
-                    stdin=subprocess.DEVNULL,
+                    stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
+                    close_fds=False,
                 )
             except OSError:
                 self._control.close()
@@ -103,7 +100,7 @@ class Child:
             self._control.close()
             raise
         try:
-            self._control.send(pack({"type": "setup", **setup}))
+            self._control.send(pack(setup))
         except OSError:
             # It has ended already, or would wait for ever: its end is told as any other.
             self.kill()
@@ -171,6 +168,8 @@ class Child:
             # Out of turn: one that was taken over could ask for several jobs at once.
             self.kill()
             return
+        if not self.ready:
+            self.jail = (_strings(message.get("jail")), _strings(message.get("missing")))
         self.ready = True
         self.busy = self.settling = False
         self.idle_since_s = time.monotonic()
@@ -194,3 +193,7 @@ class Child:
                 message = unpack(data)
                 if message["type"] == "failed":
                     self.failure = str(message.get("message"))
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    return tuple(str(item) for item in value) if isinstance(value, list) else ()

@@ -4,7 +4,7 @@ Must never be imported before it is needed.
 
 Only listed demuxers and decoders may run: a playlist, a concat script or an SDP is not a recording, and could
 name other files. Nothing can be opened besides the object given (protocol_whitelist is empty, io_open
-refuses), and no video decoder starts for a cover picture.
+refuses), and no video decoder starts for a cover picture, nor its parser where PyAV can skip a stream.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import av
+import av.stream
+import av.subtitles.codeccontext  # PyAV does so late, for a film with subtitles: too late in a jail
 import numpy as np
 from av.audio.fifo import AudioFifo
 from av.audio.plane import AudioPlane
@@ -50,6 +52,8 @@ DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "
 """libav's sample formats that may come (planar ones end in p), as numpy has them."""
 MAX_ERRORS_BEFORE_AUDIO = 200
 """Packets that may fail before the first frame: sync bytes found in something that is no audio."""
+FAILURES = (FFmpegError, PermissionError)
+"""What libav refuses, and what `_refuse` does."""
 MISSING_S = 0.25
 """A container that promises more than it holds by so much was cut; less is priming and padding."""
 
@@ -76,7 +80,7 @@ class LibavDecoder:
                 },
                 io_open=_refuse,
             )
-        except (FFmpegError, ValueError) as error:
+        except (*FAILURES, ValueError) as error:
             raise JobError("bad_input", UNREADABLE) from error
         streams = self._container.streams.audio
         # Only the first: more are other languages or commentary of the same film.
@@ -90,6 +94,7 @@ class LibavDecoder:
             self.close()
             raise JobError("bad_input", UNREADABLE)
         self._stream.codec_context.thread_count = 1
+        self._skip_the_rest()
 
     @property
     def format(self) -> str:
@@ -140,20 +145,32 @@ class LibavDecoder:
                 held = 0
         yield from _left(queue)
 
+    def _skip_the_rest(self) -> None:
+        """Have no other stream's packets read or parsed: pictures and film are of no use to us."""
+        if (discard := getattr(av.stream, "Discard", None)) is None:
+            # PyAV before 18: they are read, and not decoded.
+            return
+        for other in self._container.streams:
+            if other.index != self._stream.index:
+                other.discard = discard.all
+
     def _frames(self) -> Iterator[av.AudioFrame]:
         errors, frames = 0, 0
         packets = self._container.demux(self._stream)
         while True:
             try:
                 packet = next(packets, None)
-            except FFmpegError:
+            except FAILURES:
                 self.damaged = True
+                return
+            except IndexError:
+                # At the end, PyAV looks for streams that libav found on the way, and has none of them.
                 return
             if packet is None:
                 return
             try:
                 decoded = packet.decode()
-            except FFmpegError:
+            except FAILURES:
                 # As ffmpeg does: a damaged packet is left out, the next one may be fine.
                 self.damaged = True
                 errors += 1
@@ -170,7 +187,14 @@ class LibavDecoder:
         if self.format not in ("mov", "matroska", "asf", "caf", "wav", "aiff", "avi"):
             return
         duration, base = self._stream.duration, self._stream.time_base
-        if duration is not None and base is not None and float(duration * base) > given_s + MISSING_S:
+        whole = self._container.duration
+        promised_s = 0.0
+        if duration is not None and base is not None:
+            promised_s = float(duration * base)
+        elif whole is not None and len(self._container.streams) == 1:
+            # Matroska tells the length of the file alone; where there is a picture too, it may be longer.
+            promised_s = whole / av.time_base
+        if promised_s > given_s + MISSING_S:
             self.damaged = True
 
 

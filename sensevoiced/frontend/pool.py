@@ -10,13 +10,14 @@ import logging
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sensevoiced.config import ConfigError
 from sensevoiced.frontend.answers import Expected
 from sensevoiced.frontend.child import Child
 from sensevoiced.frontend.run import FrontendRun, crash_sentence
+from sensevoiced.frontend.setup import setup_message
+from sensevoiced.frontend.snapshot import ChildSnapshot, PoolSnapshot
 from sensevoiced.frontend.waiting import Waiting
 from sensevoiced.jobs import JobError
 from sensevoiced.logs import shown
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sensevoiced.config import FrontendConfig
-    from sensevoiced.features import FrontendSpec
     from sensevoiced.jobs import Options
     from sensevoiced.models import AsrModel, VadModel
 
@@ -37,34 +37,10 @@ cure."""
 STOP_GRACE_S = 1.0
 """A child that is still busy so long after its job was called off is killed; it looks up after every block of
 audio (30 ms)."""
+START_S = 10.0
+"""A child that is not ready so long after its start is no longer counted on; half a second is usual."""
 END_GRACE_S = 2.0
 """What an idle child gets to end by itself when the pool closes: less than any service manager allows us."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSnapshot:
-    """One child, for `svctl status`."""
-
-    pid: int
-    rss_bytes: int
-    busy: bool
-    jobs: int
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSnapshot:
-    """The pool, for `svctl status`; the counters count from its start."""
-
-    children: tuple[ChildSnapshot, ...]
-    waiting: int
-    """Jobs that wait for a child."""
-    started: int
-    crashed: int
-    """Children that ended in a job, by a signal or an error of their own."""
-    timeouts: int
-    """Children killed because nothing came from them for decode_timeout_s."""
-    stopped: int
-    """Jobs called off by us before their end."""
 
 
 class FrontendPool:
@@ -86,17 +62,11 @@ class FrontendPool:
         longest_s = max(config.max_utterance_s, config.max_whole_s)
         row_s = asr.frontend.frame_shift_ms * asr.frontend.lfr_n / 1000
         self.expected = Expected(dim=asr.frontend.dim, max_frames=math.ceil(longest_s / row_s) + 1)
-        self._setup = {
-            "limits": asdict(config),
-            "spec": _fields(asr.frontend),
-            "vad_spec": _fields(vad.frontend),
-            "vad_weights": str(vad.weights),
-            "vad_config": {name: vad.config[name] for name in ("model_conf", "encoder_conf")},
-            "vad_asked": dict(vad_options or {}),
-        }
+        self._setup = setup_message(config, asr, vad, vad_options or {})
         self._children: list[Child] = []
         self._idle: list[Child] = []
         self._waiting = Waiting()
+        self._jail: tuple[str, ...] | None = None
         self._closing = False
         self._lent_s = -math.inf
         self._grows_soon = False
@@ -163,6 +133,7 @@ class FrontendPool:
             crashed=self._crashed,
             timeouts=self._timeouts,
             stopped=self._stopped,
+            jail=self._jail or (),
         )
 
     def ask(self, owner: int) -> asyncio.Future[Child]:
@@ -204,12 +175,15 @@ class FrontendPool:
         def insist() -> None:
             if child.busy and child.jobs == job:
                 child.kill()
+                # Those who wait counted on it, and it may not even end.
+                self._grow_later()
 
         asyncio.get_running_loop().call_later(grace_s, insist)
 
     def _spawn(self) -> None:
         self._started += 1
         self._children.append(Child(self._setup, on_idle=self._take_back, on_exit=self._ended))
+        asyncio.get_running_loop().call_later(START_S, self._grow_later)
 
     def _share(self, owner: int) -> int:
         """How many children more this owner may have now."""
@@ -230,7 +204,7 @@ class FrontendPool:
 
     def _grow(self) -> None:
         """Start children for those who wait, where those there are do not come free."""
-        coming = sum(not child.ready or child.settling for child in self._children)
+        coming = sum(self._is_coming(child) for child in self._children)
         room = self.config.max_children - len(self._children)
         wanted = min(self._waiting.wanted(self._share) - coming, room)
         if wanted <= 0:
@@ -242,6 +216,12 @@ class FrontendPool:
         elif not self._grows_soon:
             self._grows_soon = True
             asyncio.get_running_loop().call_later(wait_s, self._grow_later)
+
+    def _is_coming(self, child: Child) -> bool:
+        """Whether it takes a job soon: a file system that does not answer holds up a signal, and exec."""
+        if child.killed:
+            return False
+        return child.settling or (not child.ready and time.monotonic() - child.idle_since_s < START_S)
 
     def _grow_later(self) -> None:
         self._grows_soon = False
@@ -262,12 +242,23 @@ class FrontendPool:
         """Take a child that is free, and lend it again if somebody waits."""
         self._failed_starts = 0
         self._changed.set()
+        self._note_jail(child)
         child.owner = None
         if not child.exited.is_set():
             self._idle.append(child)
         self._lend()
         if child in self._idle and len(self._children) > self.config.children:
             asyncio.get_running_loop().call_later(self.config.idle_child_s, self._retire)
+
+    def _note_jail(self, child: Child) -> None:
+        """Log what children are closed in by: once, as it is the same kernel and library for all."""
+        layers, missing = child.jail
+        if layers == self._jail:
+            return
+        self._jail = layers
+        logger.info("front-end children are closed in by %s", shown(" and ".join(layers) or "nothing"))
+        for reason in missing:
+            logger.warning("front-end children go without %s", shown(reason))
 
     def _retire(self) -> None:
         """End what has been idle for too long, as far as there are more children than are kept warm."""
@@ -323,10 +314,6 @@ class FrontendPool:
             shown(child.failure or f"status {child.returncode}"),
         )
         return JobError("bad_input", crash_sentence(child.returncode, self.config.child_cpu_s))
-
-
-def _fields(spec: FrontendSpec) -> dict[str, Any]:
-    return {**asdict(spec), "cmvn": str(spec.cmvn)}
 
 
 def _shutting_down() -> JobError:

@@ -10,6 +10,7 @@ FFmpeg 5.1; the rest in float.
 
 from __future__ import annotations
 
+import contextlib
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,10 @@ class Resampler:
 
     def _build(self) -> av.filter.Graph:
         graph = av.filter.Graph()
+        # Nothing in it works in parallel, and libavfilter would start a thread for each core. PyAV can say so
+        # since 18.
+        with contextlib.suppress(AttributeError):
+            graph.threads = 1
         source = graph.add_abuffer(
             sample_rate=self._rate,
             format=self._sample_format(),

@@ -84,7 +84,8 @@ class FileSource(_Seekable):
     def __init__(self, fd: int) -> None:
         """Borrow `fd` (the owner closes it).
 
-        The size is what it is now, a file that shrinks later just ends early.
+        The size is what it is now: a file that shrinks later just ends early, and what it grows by does not
+        belong to the recording, which otherwise might never end.
         """
         super().__init__()
         self._fd = fd
@@ -92,8 +93,9 @@ class FileSource(_Seekable):
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill `buffer` from the current position; 0 at the end or when the file cannot be read."""
+        left = max(0, self.size - self._position)
         try:
-            count = os.preadv(self._fd, [buffer], self._position)
+            count = os.preadv(self._fd, [memoryview(buffer)[:left]], self._position)
         except OSError as error:
             self.failure = error
             return 0

@@ -36,10 +36,13 @@ class Waiting:
         return future
 
     def next(self, share: Callable[[int], int]) -> tuple[int, asyncio.Future[Child]] | None:
-        """Take out the job whose turn it is, with its owner; None where nobody may have a child."""
+        """Take out the job whose turn it is, with its owner; None where nobody may have a child.
+
+        Whoever has fewest children goes first, so a newcomer waits for one to come free and no longer.
+        """
         self._tidy()
-        owner = next((owner for owner in self._queues if share(owner) > 0), None)
-        if owner is None:
+        owner = max(self._queues, key=share, default=None)
+        if owner is None or share(owner) <= 0:
             return None
         queue = self._queues.pop(owner)
         future = queue.popleft()

@@ -1,34 +1,32 @@
 """The child process that decodes and prepares recordings, one at a time.
 
-Executed, never imported by the daemon; never opens a path.
+Executed, never imported by the daemon; opens no path but those of the models.
 
-It owns nothing but two or three descriptors, may not write a file, and dies with its parent. A recording that
-kills it costs that recording only. Errors it does not expect are left to end it: the parent says so, and
-starts another.
+It owns nothing but two or three descriptors, is closed in by the kernel before it sees the first recording
+(jail.py), and dies with its parent. A recording that kills it costs that recording only. Errors it does not
+expect are left to end it: the parent says so, and starts another.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
-import select
 import signal
 import socket
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensevoiced.config import FrontendConfig
-from sensevoiced.features import FrontendSpec
-from sensevoiced.frontend.audio import Recording
-from sensevoiced.frontend.channel import MAX_CONTROL_BYTES, pack, send_message, unpack
-from sensevoiced.frontend.pipeline import Frontend, Pass
-from sensevoiced.frontend.source import Stopped
-from sensevoiced.jobs import JobError
+from sensevoiced.frontend import jail, rehearsal
+from sensevoiced.frontend.channel import MAX_CONTROL_BYTES, pack, unpack
+from sensevoiced.frontend.job import cpu_s, run_job
+from sensevoiced.frontend.pipeline import Frontend
+from sensevoiced.frontend.setup import spec_from
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,60 +34,107 @@ if TYPE_CHECKING:
 
 MAX_DESCRIPTORS = 32
 """Standard streams, control, one recording, one job socket, and what imports open in passing."""
-PROGRESS_EVERY_S = 0.1
-ARRIVALS_EVERY_S = 1.0
-"""Bytes may come in thousands of small parts."""
+MAX_JOBS = 10_000
+"""Then another process takes its place: decoders keep a few KB of some broken files for ever (libsndfile 6 KB
+of a damaged Vorbis header), and months of them would end in somebody else's job."""
 _PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
 """prctl(2)"""
 
 
 def main() -> None:
-    """Serve the control socket whose descriptor is the first argument, until the parent closes it."""
+    """Serve the control socket, which is standard input, until the parent closes it."""
     # What was imported until here may have been compiled and kept; from now on no file is written.
     sys.dont_write_bytecode = True
-    control = socket.socket(fileno=int(sys.argv[1]))
-    confine(int(sys.argv[2]))
+    control = own_descriptors()
+    confine(int(sys.argv[1]))
     report_end(control)
     setup = unpack(control.recv(MAX_CONTROL_BYTES))
     limits = FrontendConfig(**setup["limits"])
     resource.setrlimit(resource.RLIMIT_AS, (limits.child_memory_bytes, limits.child_memory_bytes))
     try:
         frontend = load(limits, setup)
+        # All that is here stays: what `take` looks through from now on is a job's own few objects.
+        gc.freeze()
+        closed_in = get_ready(frontend)
     except (ValueError, OSError) as error:
         control.send(pack({"type": "failed", "message": str(error)}))
         return
-    control.send(pack({"type": "ready"}))
-    while True:
-        data, descriptors, _flags, _address = socket.recv_fds(control, MAX_CONTROL_BYTES, 2)
-        if not data:
+    # And what the rehearsals left.
+    gc.freeze()
+    control.send(pack({"type": "ready", "jail": closed_in.layers, "missing": closed_in.missing}))
+    serve(frontend, control)
+
+
+def serve(frontend: Frontend, control: socket.socket) -> None:
+    """Do one job after the other until the parent closes the socket, or this process has done its part."""
+    budget_s, begun_s = frontend.limits.child_cpu_s, cpu_s()
+    soft, _ = resource.getrlimit(resource.RLIMIT_CPU)
+    # A process that was taken over may ignore SIGXCPU, and nothing but its own messages tells how it gets on.
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, int(begun_s) + 2 * (budget_s + 1)))
+    for _ in range(MAX_JOBS):
+        if not take(frontend, control) or cpu_s() - begun_s > budget_s:
             return
-        recording, job = descriptors
-        with socket.socket(fileno=job) as sock:
-            try:
-                fit = run_job(frontend, recording, sock, unpack(data))
-            finally:
-                os.close(recording)
-        if not fit:
-            return
+
+
+def get_ready(frontend: Frontend) -> jail.Jail:
+    """Use everything once, so that nothing has to be loaded later, and close the jail.
+
+    Raises ValueError where a rehearsed recording is not decoded, OSError where it cannot even be made.
+    """
+    # Made before: in the jail there is no way to make one.
+    before, inside = ([rehearsal.scene(as_file=as_file) for as_file in (True, False)] for _ in range(2))
+
+    def do(control: socket.socket) -> bool:
+        return take(frontend, control)
+
+    for scene in before:
+        rehearsal.play(scene, do)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    jail.give_up_powers()
+    closed_in = jail.lock_in() if frontend.limits.jail else jail.OPEN
+    for scene in inside:
+        rehearsal.play(scene, do)
+    return closed_in
+
+
+def take(frontend: Frontend, control: socket.socket) -> bool:
+    """Wait for a job and do it; False when none will come, or this process should not go on to another."""
+    data, descriptors, _flags, _address = socket.recv_fds(control, MAX_CONTROL_BYTES, 2)
+    if not data:
+        return False
+    recording, job = descriptors
+    with socket.socket(fileno=job) as sock:
+        try:
+            fit = run_job(frontend, recording, sock, unpack(data))
+        finally:
+            os.close(recording)
+    # A job's objects hold each other, and with them its arrays and a stream that was kept whole: Python would
+    # come to them after hundreds of jobs, which cost 45 MiB, or the next job its memory.
+    gc.collect()
+    if fit:
         control.send(pack({"type": "idle"}))
+    return fit
+
+
+def own_descriptors() -> socket.socket:
+    """Close what was inherited by mistake, and move the control socket away from standard input."""
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    control = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return control
 
 
 def confine(parent: int) -> None:
-    """Give up what a decoder never needs; limits on memory and CPU follow when they are known."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    """Give up what not even loading needs; limits on memory and CPU follow when they are known."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         # It died before we asked to die with it.
         sys.exit(0)
     # Ctrl-C in a terminal reaches the whole group; the parent decides what ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for limit, value in (
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, MAX_DESCRIPTORS),
-    ):
+    for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, MAX_DESCRIPTORS)):
         resource.setrlimit(limit, (value, value))
 
 
@@ -125,101 +170,6 @@ def load(limits: FrontendConfig, setup: Mapping[str, Any]) -> Frontend:
     )
     frontend.warm_up()
     return frontend
-
-
-def spec_from(fields: Mapping[str, Any]) -> FrontendSpec:
-    """Rebuild a FrontendSpec from its message."""
-    return FrontendSpec(**{**fields, "cmvn": Path(fields["cmvn"])})
-
-
-class Arrivals:
-    """Tells the parent that a stream's bytes come: an MP4 may have to be here whole before it is decoded."""
-
-    def __init__(self, sock: socket.socket, deadline_s: float) -> None:
-        """Speak on `sock`, several times within the `deadline_s` of silence after which a child is killed."""
-        self._sock = sock
-        self._every_s = min(ARRIVALS_EVERY_S, deadline_s / 4)
-        self._last_s = time.monotonic()
-
-    def note(self, decoded_s: float) -> None:
-        """Say so if it was not said just now; OSError when the parent has closed the socket."""
-        now_s = time.monotonic()
-        if now_s - self._last_s >= self._every_s:
-            self._last_s = now_s
-            send_message(self._sock, {"type": "progress", "decoded_s": decoded_s})
-
-
-def run_job(frontend: Frontend, recording: int, sock: socket.socket, job: Mapping[str, Any]) -> bool:
-    """Do one job and report on `sock`; False when this process should not go on to another."""
-    arm_cpu_limit(frontend.limits.child_cpu_s)
-    sock.setblocking(True)
-    try:
-        # From here on the parent holds this job against us if we end.
-        send_message(sock, {"type": "begun"})
-        try:
-            stream(frontend, recording, sock, vad=job["vad"])
-        except JobError as error:
-            send_message(sock, {"type": "error", "code": error.code, "message": error.message})
-        except MemoryError:
-            mib = frontend.limits.child_memory_bytes // 2**20
-            message = f"Decoding this recording needs more memory than a decoder may have ({mib} MiB)."
-            send_message(sock, {"type": "error", "code": "bad_input", "message": message})
-            return False
-    except (Stopped, BrokenPipeError, ConnectionResetError):
-        # Nobody waits for this job any more.
-        pass
-    return True
-
-
-def stream(frontend: Frontend, recording: int, sock: socket.socket, *, vad: bool) -> None:
-    """Send the utterances of a recording as they are found, and `done` at its end."""
-    arrivals = Arrivals(sock, frontend.limits.decode_timeout_s)
-    source = Recording(recording, frontend.limits, stop_fd=sock.fileno(), on_bytes=arrivals.note)
-    run = Pass(frontend, source, vad=vad)
-    hung_up = select.poll()
-    hung_up.register(sock, select.POLLIN)
-    index, last_word = 0, 0.0
-    for stretches in run.stretches():
-        if hung_up.poll(0):
-            raise Stopped
-        for stretch in stretches:
-            frames, dim = stretch.features.shape
-            message = {
-                "type": "utterance",
-                "index": index,
-                "start_s": stretch.start_s,
-                "end_s": stretch.end_s,
-                "frames": frames,
-                "dim": dim,
-                "decoded_s": run.decoded_s,
-            }
-            send_message(sock, message, stretch.features.data)
-            index += 1
-        now = time.monotonic()
-        if stretches or now - last_word >= PROGRESS_EVERY_S:
-            if not stretches:
-                send_message(sock, {"type": "progress", "decoded_s": run.decoded_s})
-            last_word = now
-    decoded = run.decoded()
-    send_message(
-        sock,
-        {
-            "type": "done",
-            "duration_s": decoded.duration_s,
-            "truncated": decoded.truncated,
-            "decode_s": decoded.decode_s,
-            "features_s": decoded.features_s,
-            "vad_s": decoded.vad_s,
-        },
-    )
-
-
-def arm_cpu_limit(seconds: int) -> None:
-    """Give the job now beginning `seconds` of CPU; SIGXCPU ends the process after that."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(used.ru_utime + used.ru_stime) + 1 + seconds
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from harness.energy_vad import speech, write_models
+from harness.pools import descriptors, drain, idle, memfd, run_program, running, take_over, until
 
 from sensevoiced.config import ConfigError, FrontendConfig
 from sensevoiced.frontend import child as child_module
@@ -26,15 +27,6 @@ from sensevoiced.jobs import JobError, Options
 
 NOT_DECODABLE = {"beets_full.wma", "cmu_goforward.raw", "gcp_brooklyn.raw", "hf_test_audio_16000.pcm"}
 """A file whose audio is missing, and three without a header."""
-
-
-def memfd(samples, rate=16000, form="WAV"):
-    """Give a descriptor of an in-memory file."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, rate, format=form)
-    fd = os.memfd_create("recording")
-    os.write(fd, buffer.getvalue())
-    return fd
 
 
 @pytest.fixture(scope="module")
@@ -67,44 +59,6 @@ async def sharing(models):
     yield pool
     await until(lambda: idle(pool) and descriptors() == before)
     assert pool.snapshot().crashed == 0
-
-
-@contextlib.asynccontextmanager
-async def running(models, **limits):
-    """Run a pool of its own; afterwards no process, descriptor or task of it may be left."""
-    before = descriptors()
-    pool = FrontendPool(FrontendConfig(**{"children": 1, "max_children": 1, **limits}), *models)
-    await pool.start()
-    pids = [child.pid for child in pool.snapshot().children]
-    try:
-        yield pool
-    finally:
-        pids += [child.pid for child in pool.snapshot().children]
-        await pool.close()
-    await until(lambda: descriptors() == before)
-    assert not [pid for pid in pids if exists(pid)]
-
-
-def descriptors():
-    """Count this process's open descriptors."""
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-async def drain(job):
-    """Read a job to its end."""
-    return [utterance async for utterance in job]
-
-
-async def until(condition, limit_s=10.0):
-    """Wait for a condition that other processes bring about."""
-    async with asyncio.timeout(limit_s):
-        while not condition():  # noqa: ASYNC110 - no event of ours tells of other processes
-            await asyncio.sleep(0.005)
-
-
-def idle(pool):
-    """Say whether no child has a job."""
-    return not any(child.busy for child in pool.snapshot().children)
 
 
 def times(utterances):
@@ -492,16 +446,84 @@ def test_a_cpu_hog_is_ended_by_its_limit(models, run):
     run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("program", "limits", "code", "sentence", "crashed", "timeouts"),
+    [
+        ("bytes(2**30)", {"child_memory_bytes": 2**30}, "bad_input", "more memory than", 0, 0),
+        ("while True: pass", {"child_cpu_s": 1}, "bad_input", "more than 1 s of CPU", 1, 0),
+        (
+            "signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+            {"child_cpu_s": 1},
+            "bad_input",
+            "SIGKILL",
+            1,
+            0,
+        ),
+        ("threading.Event().wait()", {"decode_timeout_s": 0.3}, "timeout", "for 0.3 s", 0, 1),
+        ("ctypes.string_at(0)", {}, "bad_input", "SIGSEGV", 1, 0),
+        ("os._exit(7)", {}, "bad_input", "status 7", 1, 0),
+    ],
+    ids=["memory", "CPU", "CPU, deaf", "silence", "crash", "end"],
+)
+def test_a_child_beyond_a_budget_costs_its_own_recording_only(
+    models, run, monkeypatch, *, program, limits, code, sentence, crashed, timeouts
+):
+    """Memory, CPU, silence, a crash, an end: one refusal; the neighbour is answered, the pool is whole."""
+    take_over(monkeypatch)
+
+    async def scenario():
+        async with running(models, children=2, max_children=2, **limits) as pool:
+            neighbour = pool.utterances(memfd(speech(1.0, 3.0, 1.0)), Options(), label="neighbour")
+            first = await anext(neighbour)
+            assert sentence in await run_program(pool, program, code)
+            assert [first.index, *[found.index for found in await drain(neighbour)]] == [0, 1]
+            await until(lambda: len(pool.snapshot().children) == 2 and len(pool._idle) == 2)
+            snapshot = pool.snapshot()
+            assert (snapshot.crashed, snapshot.timeouts, snapshot.started) == (crashed, timeouts, 3)
+
+    run(scenario())
+
+
+def test_a_child_that_has_used_its_share_of_cpu_is_relieved(models, run, monkeypatch):
+    """After many jobs within their budgets another process goes on, and nobody notices."""
+    take_over(monkeypatch)
+    program = (
+        "end = time.process_time() + 0.6\nwhile time.process_time() < end: pass\nanswer = str(os.getpid())"
+    )
+
+    async def scenario():
+        async with running(models, child_cpu_s=1) as pool:
+            pids = [await run_program(pool, program) for _ in range(4)]
+            assert (pool.snapshot().crashed, pool.snapshot().timeouts) == (0, 0)
+            assert len(set(pids)) > 1
+            await until(lambda: len(pool._idle) == 1)
+
+    run(scenario())
+
+
+def test_a_stopped_child_is_killed(models, run):
+    """A child that the kernel does not let run (SIGSTOP) is no different from one that hangs."""
+
+    async def scenario():
+        async with running(models, decode_timeout_s=0.3) as pool:
+            reader, writer = os.pipe()
+            task = asyncio.create_task(drain(pool.utterances(reader, Options(), label="stopped")))
+            await until(lambda: not idle(pool))
+            os.kill(pool.snapshot().children[0].pid, signal.SIGSTOP)
+            with pytest.raises(JobError, match=r"0\.3 s"):
+                await task
+            os.close(writer)
+            assert pool.snapshot().timeouts == 1
+            assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label="next"))) == 1
+
+    run(scenario())
+
+
 def look(pid):
     """Give what /proc says of a process: where its descriptors lead, its environment, its mapped files."""
     process = Path(f"/proc/{pid}")
     links = [str(link.readlink()) for link in (process / "fd").iterdir()]
     return links, (process / "environ").read_bytes(), (process / "maps").read_text()
-
-
-def exists(pid):
-    """Say whether there is such a process."""
-    return Path(f"/proc/{pid}").exists()
 
 
 def test_children_are_confined(models, run):
