@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from sensevoiced import logs
+from sensevoiced.engine.api import Layered
 from sensevoiced.engine.batcher import Batcher
 from sensevoiced.jobs import JobError
 from sensevoiced.metrics import resident_bytes
@@ -118,7 +119,11 @@ class Backend:
                 "gpu_allocated_bytes": allocated,
                 "gpu_total_bytes": total,
             },
-            "frontend": {"crashed": frontend.crashed, "timeouts": frontend.timeouts},
+            "frontend": {
+                "crashed": frontend.crashed,
+                "timeouts": frontend.timeouts,
+                "jail": list(frontend.jail),
+            },
             "batches": {
                 "count": batches.batches,
                 "utterances": batches.utterances,
@@ -160,6 +165,9 @@ class Backend:
             limits = self._config.batch
             suits = limits.cpu_frames_per_thread * self._threads()
             self._batcher.cap_frames(min(suits, limits.max_batch_frames))
+            # On a GPU the layers are queued there long before they run, and a batch takes milliseconds.
+            if isinstance(engine, Layered):
+                engine.between_layers(self._batcher.cut_in)
 
     def _threads(self) -> int:
         """Count what the engine computes on; until it says so, what it will be allowed."""

@@ -52,6 +52,10 @@ class FrontendSnapshot(Protocol):
     def timeouts(self) -> int:
         """Children that were killed because nothing came from them."""
 
+    @property
+    def jail(self) -> Sequence[str]:
+        """What the kernel closes them in by."""
+
 
 class Frontend(Protocol):
     """What turns a source into utterances."""

@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from sensevoiced.config import PRECISIONS, ConfigError
-from sensevoiced.engine.api import OutOfMemory
+from sensevoiced.engine.api import DeviceLost, OutOfMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ALLOCATION_FAILURES = (
     "can't allocate memory",
+    "std::bad_alloc",
+    "could not create a primitive",
+    "could not execute a primitive",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "DEVICE_ALLOCATION_FAILED",
     "HOST_ALLOCATION_FAILED",
 )
-"""How plain RuntimeErrors say it: torch's allocator on the CPU, the CUDA runtime, cuBLAS, cuDNN 8 and 9."""
+"""How plain RuntimeErrors say it: torch's allocator on the CPU, its C++ elsewhere, oneDNN, the CUDA
+runtime, cuBLAS, cuDNN 8 and 9. oneDNN gives no reason; but what it cannot do at all shows at the start."""
 _T = TypeVar("_T")
 
 
@@ -63,17 +67,37 @@ def pick_precision(precision: str, place: torch.device) -> str:
 
 
 def within_memory(work: Callable[[], _T]) -> _T:
-    """Do `work`; where the device's memory does not suffice, free what it held and raise OutOfMemory."""
+    """Do `work`; where the device's memory does not suffice, free what it held and raise OutOfMemory.
+
+    Raises DeviceLost where the device does not answer any more.
+    """
     try:
         return work()
     except (RuntimeError, MemoryError) as error:
         if not _lacks_memory(error):
+            _check_device(error)
             raise
         reason = str(error)
     # Outside the except block: while the exception was in scope, its traceback held the batch's tensors.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim_memory()
     raise OutOfMemory(reason)
+
+
+def _check_device(error: Exception) -> None:
+    """Raise DeviceLost where the device fails at doing nothing.
+
+    So it is told from an error of one batch: after an illegal access, a failed assertion or a hardware fault
+    every call in this process gets the same error (cudaErrorIllegalAddress and its kind in the CUDA runtime
+    API's list of errors).
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch says no types
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        raise DeviceLost(str(error)) from error
 
 
 def _lacks_memory(error: Exception) -> bool:
@@ -85,7 +109,7 @@ def _lacks_memory(error: Exception) -> bool:
 
 
 def trim_memory() -> None:
-    """Give memory that loading has freed back to the system; without glibc nothing happens.
+    """Give memory that loading, or a batch that did not fit, has freed back to the system: glibc only.
 
     glibc keeps it for later: after a first start in 8 bits several hundred MiB that nothing needs again.
     """

@@ -17,7 +17,7 @@ from sensevoiced.engine.linear import Linear
 from sensevoiced.engine.packing import Dimensions, Packing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 LANGUAGE_QUERY = {"auto": 0, "zh": 3, "en": 4, "yue": 7, "ja": 11, "ko": 12, "nospeech": 13}
 """Rows of the query embedding, constants of the architecture: FunASR's SenseVoiceSmall.lid_dict."""
@@ -160,6 +160,8 @@ class Encoder(nn.Module):
         self.after_norm = nn.LayerNorm(dimensions.width)
         self.tp_norm = nn.LayerNorm(dimensions.width)
         self._positions = torch.empty(0)
+        self.between_layers: Callable[[], None] = lambda: None
+        """Called after each layer. It may run another batch through this network: nothing is shared."""
 
     def forward(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Map (total, features) to (total, width); positions count from 1 in every utterance."""
@@ -167,9 +169,11 @@ class Encoder(nn.Module):
         rows = rows * self._scale + torch.cat([positions[:length] for length in packing.lengths])
         for block in (*self.encoders0, *self.encoders):
             rows = block(rows, packing)
+            self.between_layers()
         rows = self.after_norm(rows)
         for block in self.tp_encoders:
             rows = block(rows, packing)
+            self.between_layers()
         result: torch.Tensor = self.tp_norm(rows)
         return result
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from sensevoiced.engine.api import OutOfMemory, Work
+from sensevoiced.engine.api import DeviceLost, OutOfMemory, Work
 from sensevoiced.jobs import JobError, Recognition
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class _TooBig(JobError):
     """What an utterance ends with that does not fit even alone; for a larger part it means: divide."""
 
 
+class _Lost(JobError):
+    """What all utterances end with from now on: the device is gone, and nothing can be tried again."""
+
+
 class Runner:
     """Calls the model. All methods belong to the engine thread; the counters may be read from any."""
 
@@ -54,6 +59,7 @@ class Runner:
         """Begin with the configured cap."""
         self._run = run
         self._most_frames = limits.max_batch_frames
+        self._fatal = limits.max_failures_in_a_row
         self._clean_batches = 0
         self.frames_cap = limits.max_batch_frames
         """LFR frames a batch may hold now: what suits the device, or less after a lack of memory."""
@@ -63,6 +69,7 @@ class Runner:
         self.done = 0
         self.failed = 0
         self.failed_in_a_row = 0
+        """At least `max_failures_in_a_row` once the device is lost."""
         self.splits = 0
 
     def cap_frames(self, most: int) -> None:
@@ -84,6 +91,10 @@ class Runner:
             results = self._attempt(part)
             if not isinstance(results, JobError):
                 outcomes.extend(zip(part, results, strict=True))
+            elif isinstance(results, _Lost):
+                left = chain(part, *parts)
+                outcomes.extend((item, _Lost(results.code, results.message)) for item in left)
+                break
             elif len(part) == 1:
                 outcomes.append((part[0], results))
             elif isinstance(results, _TooBig):
@@ -99,11 +110,14 @@ class Runner:
         """Run once; an error comes back as a value, so that no traceback keeps a batch's memory alive."""
         try:
             results = self._run([item.work for item in part])
-        except OutOfMemory:
-            self._learn(part)
+        except (OutOfMemory, MemoryError) as error:
+            self._learn(part, str(error))
             return _TooBig("internal", "The device has too little memory for this utterance.")
         except JobError as error:
             return JobError(error.code, error.message)
+        except DeviceLost as error:
+            log.error("the device is lost: %s", error)  # noqa: TRY400 - its own words say it all
+            return _Lost("internal", "The device has failed, and the daemon is ending.")
         except Exception:
             log.exception("the model failed on a batch of %d utterances", len(part))
             return JobError("internal", "The model failed on this utterance; the daemon's log says why.")
@@ -118,16 +132,17 @@ class Runner:
             self.frames_cap = min(self._most_frames, 2 * self.frames_cap)
         return results
 
-    def _learn(self, part: list[Item]) -> None:
+    def _learn(self, part: list[Item], reason: str) -> None:
         """Keep later batches below the size that did not fit."""
         frames = sum(item.frames for item in part)
         self.splits += len(part) > 1
         self._clean_batches = 0
         self.frames_cap = max(1, min(self.frames_cap, frames // 2))
         log.warning(
-            "out of memory with %d utterances of %d frames; batches now hold at most %d frames",
+            "out of memory with %d utterances of %d frames (%.200s); batches now hold at most %d frames",
             len(part),
             frames,
+            " ".join(reason.split()),
             self.frames_cap,
         )
 
@@ -136,3 +151,5 @@ class Runner:
         self.failed += failed
         self.done += len(outcomes) - failed
         self.failed_in_a_row = self.failed_in_a_row + failed if failed == len(outcomes) else 0
+        if any(isinstance(outcome, _Lost) for _, outcome in outcomes):
+            self.failed_in_a_row = max(self.failed_in_a_row, self._fatal)

@@ -24,7 +24,7 @@ from sensevoiced.engine.richtext import TAG_FRAMES, Path
 from sensevoiced.jobs import EngineInfo, Recognition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path as FilePath
 
     from sensevoiced.engine.api import Work
@@ -98,6 +98,10 @@ class TorchEngine:
         with self._cores.batch(sum(utterance.frames for utterance, _ in batch)):
             paths = within_memory(lambda: self._paths(batch))
         return self._reading.recognitions(batch, paths)
+
+    def between_layers(self, do: Callable[[], None]) -> None:
+        """Have `do` called after each layer of the network; it may call `run`."""
+        self._network.encoder.between_layers = do
 
     def device_memory_bytes(self) -> tuple[int, int] | None:
         """Give (allocated, total) bytes of the device's memory; None on the CPU."""

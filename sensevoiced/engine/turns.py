@@ -119,6 +119,8 @@ class Turns(Generic[_Q]):
         self._users = Line()
         self._jobs: dict[int, Line] = {}
         """By user."""
+        self._frames: Counter[int] = Counter()
+        """Queued, by user."""
 
     def __iter__(self) -> Iterator[_Q]:
         """Iterate over everything queued, job by job."""
@@ -132,6 +134,7 @@ class Turns(Generic[_Q]):
     def put(self, item: _Q) -> None:
         """Queue an item behind the others of its job."""
         self._queues.setdefault(item.job, deque()).append(item)
+        self._frames[item.owner] += item.frames
         self._jobs.setdefault(item.owner, Line()).join(item.job)
         self._users.join(item.owner)
 
@@ -140,27 +143,38 @@ class Turns(Generic[_Q]):
         queue = self._queues.get(item.job)
         if queue is not None and item in queue:
             queue.remove(item)
-            self._tidy(item)
+            self._gone(item)
+
+    def first(self) -> _Q | None:
+        """Give the item whose turn it is, which stays queued; None where there is none."""
+        if not self._queues:
+            return None
+        return self._queues[self._jobs[self._users.next()].next()][0]
 
     def take(self, *, utterances: int, frames: int, attention: int) -> list[_Q]:
         """Take the next batch: whose turn it is, one after another, within the caps; at least one item.
 
         `frames` caps the sum of lengths (the linear layers), `attention` the sum of their squares. While
         other jobs wait or are in the batch, one job fills at most half of it, or begins it with one utterance
-        of any size. The first item that would cross a cap ends the batch and stays first in line: a smaller
-        one behind it must not overtake it for ever.
+        of any size. And a batch that begins with a user who has no more than a batch waiting is not filled up
+        with one who has: it takes as long as if that one were not there. The first item that would cross a
+        cap ends the batch and stays first in line: a smaller one behind it must not overtake it for ever.
         """
         batch: list[_Q] = []
         of_job: Counter[int] = Counter()
         squares = 0
+        brief = False
         while self._queues and len(batch) < utterances:
             owner = self._users.next()
             item = self._queues[self._jobs[owner].next()][0]
             of_job[item.job] += item.frames
             squares += item.frames**2
+            heavy = self._frames[owner] > frames
+            brief = not heavy if not batch else brief
             alone = len(self._queues.keys() | of_job.keys()) == 1
             if batch and (
-                of_job.total() > frames
+                (brief and heavy)
+                or of_job.total() > frames
                 or squares > attention
                 or (of_job[item.job] > frames // 2 and not alone)
             ):
@@ -169,17 +183,19 @@ class Turns(Generic[_Q]):
             self._queues[item.job].popleft()
             self._jobs[owner].serve(item.job, item.frames)
             self._users.serve(owner, item.frames)
-            self._tidy(item)
+            self._gone(item)
         return batch
 
-    def _tidy(self, item: _Q) -> None:
+    def _gone(self, item: _Q) -> None:
         """Take a job whose queue is empty out of its line, and a user without such jobs out of theirs."""
+        self._frames[item.owner] -= item.frames
         if self._queues[item.job]:
             return
         del self._queues[item.job]
         jobs = self._jobs[item.owner]
         jobs.leave(item.job)
         if not jobs:
+            del self._frames[item.owner]
             self._users.leave(item.owner)
             for owner in [owner for owner in self._jobs if not self._users.knows(owner)]:
                 del self._jobs[owner]
