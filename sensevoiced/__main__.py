@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import faulthandler
 import logging
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from sensevoiced import __version__, logs, settings
+from sensevoiced import __version__, logs, notify, settings
 from sensevoiced.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def serve(config: Config, parts: Parts, *, reread: Callable[[], Config]) -> int:
         status = _say(error, EX_CONFIG)
     except (ListenError, StartError) as error:
         status = _say(error, 1)
+    logs.end()
     if daemon.engine_left_running:
         _leave(status)
     return status
@@ -87,12 +89,17 @@ def _leave(status: int) -> NoReturn:
     A batch cannot be interrupted, and torch does not survive the interpreter's end.
     """
     logging.shutdown()
-    sys.stderr.flush()
     os._exit(status)
 
 
 def _say(error: Exception | str, status: int) -> int:
-    sys.stderr.write(f"sensevoiced: {error}\n")
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"sensevoiced: {error}\n")
+    logs.end()
+    # A daemon that came to be has told systemd itself, and the address is gone from the environment.
+    notifier = notify.Notifier(os.environ.get("NOTIFY_SOCKET"))
+    notifier.status(str(error))
+    notifier.close()
     return status
 
 

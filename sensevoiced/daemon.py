@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sensevoiced import __version__, logs, notify
 from sensevoiced.backend import Backend
 from sensevoiced.config import Config, ConfigError
+from sensevoiced.heartbeat import HEARTBEAT_S, Heartbeat
 from sensevoiced.jobs import JobError
 from sensevoiced.metrics import Metrics
 from sensevoiced.serving import listener
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 1.0
-"""How often the daemon looks at itself."""
-EXTEND_BY_S = 20.0
-"""Asked of systemd with every heartbeat while loading: imports hold the interpreter for seconds at a time."""
 CLOSE_S = 3.0
 """For the last answers, the children's end and the engine's, all together, once the work is over or given
 up."""
@@ -83,7 +80,9 @@ class Daemon:
         self._reread = reread
         self._inherited = notify.inherited(environ)
         self._notifier = notify.Notifier(environ.get("NOTIFY_SOCKET"))
-        self._watchdog_s = notify.watchdog_interval_s(environ)
+        self._heartbeat = Heartbeat(
+            self._notifier, config, model=parts.model, watchdog_s=notify.watchdog_interval_s(environ)
+        )
         notify.forget(environ)
         self._metrics = Metrics()
         self._admission = Admission(config.serving, self._rtf)
@@ -108,14 +107,22 @@ class Daemon:
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
         self._hurry, self._enough = asyncio.Event(), asyncio.Event()
         _raise_file_limit()
-        door = self._open_door()
+        # Before there is a socket: a stop that comes this early has to remove it too.
+        self._catch_signals()
+        try:
+            door = self._open_door()
+        except (ConfigError, listener.ListenError) as error:
+            self._notifier.status(str(error))
+            self._notifier.close()
+            raise
         try:
             # The socket answers from here on; requests wait for the model, `status` and `ping` do not.
             self._backend = Backend(self._config, self._parts, self._count_audio)
             self._server = Server(door, self, self._admission, self._metrics)
-            self._catch_signals()
             self._server.start()
-            heart = asyncio.create_task(self._beat())
+            heart = asyncio.create_task(
+                self._heartbeat.run(lambda: self._state == "loading", self._backend.batches, self._give_up)
+            )
             try:
                 await self._load()
                 await self._stop.wait()
@@ -196,23 +203,11 @@ class Daemon:
         log.info("ready after %.1f s: %s", self._ready_after_s, self._summary())
         self._notifier.ready(self._summary())
 
-    async def _beat(self) -> None:
-        """Tell systemd that all is well while it is, and end the daemon where the engine is beyond help."""
-        every_s = HEARTBEAT_S if self._watchdog_s is None else min(HEARTBEAT_S, self._watchdog_s / 3)
-        limits = self._config.batch
-        while True:
-            if self._state == "loading":
-                if time.monotonic() - self._began_s < self._config.load_timeout_s:
-                    self._notifier.loading(f"Loading {self._parts.model}", EXTEND_BY_S)
-            else:
-                batches = self._backend.batches()
-                if batches.oldest_batch_age_s <= limits.stuck_after_s:
-                    self._notifier.watchdog()
-                if batches.failed_in_a_row >= limits.max_failures_in_a_row and not self._stop.is_set():
-                    log.error("%d utterances in a row failed: ending", batches.failed_in_a_row)
-                    self._exit_status = EX_SOFTWARE
-                    self._stop.set()
-            await asyncio.sleep(every_s)
+    def _give_up(self, failures: int) -> None:
+        if not self._stop.is_set():
+            log.error("%d utterances in a row failed: ending", failures)
+            self._exit_status = EX_SOFTWARE
+            self._stop.set()
 
     async def _drain(self, door: listener.Listener) -> None:
         """Refuse what is new and let the accepted finish, within the limit and until told to stop again."""

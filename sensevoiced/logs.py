@@ -6,6 +6,7 @@ Nothing a client says can forge or flood a line.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -51,3 +52,16 @@ def start(level: str, environ: Mapping[str, str]) -> None:
 def set_level(level: str) -> None:
     """Change how much of our own is logged; libraries stay at warnings."""
     logging.getLogger("sensevoiced").setLevel(level.upper())
+
+
+def end() -> None:
+    """Write out what is left; where that cannot be, give it up, so that the exit status stays what it is.
+
+    The interpreter tries the same once more at its end, and would end with 120 (Py_FinalizeEx).
+    """
+    try:
+        sys.stderr.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)

@@ -34,6 +34,9 @@ ENVIRONMENT = (
 PATIENCE_S = 5.0
 """For messages that decide what the manager takes us for: its queue holds some ten messages and may be full.
 Signs of life come again, and are dropped instead."""
+_MAX_FDS = 4_096
+"""More than systemd passes to anybody: above it LISTEN_FDS is a mistake, and no reason to make a list that
+long."""
 _MAX_STATUS_CHARS = 200
 
 
@@ -114,7 +117,7 @@ def watchdog_interval_s(environ: Mapping[str, str]) -> float | None:
         return None
     try:
         interval_s = int(environ.get("WATCHDOG_USEC", "0")) / 1e6
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return interval_s if interval_s > 0 else None
 
@@ -133,7 +136,7 @@ def inherited(environ: Mapping[str, str]) -> list[tuple[int, str]] | None:
         count = int(environ.get("LISTEN_FDS", "0"))
     except ValueError:
         return None
-    if count < 0:
+    if not 0 <= count <= _MAX_FDS:
         return None
     names = environ.get("LISTEN_FDNAMES", "").split(":")
     return [(FIRST_FD + n, names[n] if n < len(names) else "") for n in range(count)]

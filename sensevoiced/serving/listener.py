@@ -167,9 +167,10 @@ def _prepare_folder(folder: Path, socket_mode: int) -> None:
         raise ListenError(
             f"{folder} belongs to uid {found.st_uid}, who could put another socket in place of ours."
         )
-    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+    others = "everybody" if found.st_mode & stat.S_IWOTH else "its group"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX:
         raise ListenError(
-            f"{folder} may be written by everybody, who could put another socket in our place: chmod o-w it."
+            f"{folder} may be written by {others}, who could put another socket in our place: chmod go-w it."
         )
 
 

@@ -3,61 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from harness.daemon import FAKE, script, wait_until
-from harness.notifications import Notifications
+from harness.socket_unit import needs_socket_activate
 from harness.wire_client import WireClient, memfd, texts
 
 import sensevoiced
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("systemd-socket-activate") is None, reason="systemd-socket-activate is not installed"
-)
-
-
-@pytest.fixture
-def manager(tmp_path):
-    """The service manager's notification socket."""
-    notifications = Notifications(tmp_path)
-    yield notifications
-    notifications.close()
-
-
-@pytest.fixture
-def activate(tmp_path, manager):
-    """Put a command behind a socket; gives (path, process). The command starts with the first connection."""
-    processes = []
-
-    def start(*command, **environ):
-        path = tmp_path / "api.sock"
-        environ = {"NOTIFY_SOCKET": manager.path, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), **environ}
-        flags = [f"--setenv={name}={value}" for name, value in environ.items()]
-        with (tmp_path / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [
-                    "systemd-socket-activate",
-                    f"--listen={path}",
-                    "--fdname=sensevoiced.socket",
-                    *flags,
-                    *command,
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        processes.append(process)
-        wait_until(path.exists, "the socket")
-        return path, process
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.wait()
+pytestmark = needs_socket_activate
 
 
 def test_f28_ready_after_warm_up_on_an_activated_socket(tmp_path, activate, manager):

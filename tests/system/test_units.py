@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import shutil
 import subprocess
@@ -10,15 +11,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.figures import within
 
 from sensevoiced import settings
 from sensevoiced.config import Config
 from sensevoiced.daemon import CLOSE_S
+from sensevoiced.heartbeat import HEARTBEAT_S
 from sensevoiced.serving.server import CUT_OFF_S
 
 KINDS = ("system", "user")
 MAX_EXPOSURE = 1.0
-"""Of 10; the hardening measured 0.8 with systemd 252, and a lost directive costs 0.1 to 0.4."""
+"""Of 10; the hardening measured 0.7 with systemd 252, and a lost directive costs 0.1 to 0.4."""
 MACHINE_DEPENDENT = {"socket", "models_dir", "cache_dir", "frontend.children"}
 """Settings whose default is derived at start; the file shows one of the values it can have."""
 
@@ -63,15 +66,43 @@ def test_systemd_accepts_the_units(units, analyze):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_service_is_sandboxed(systemd, analyze, tmp_path):
-    """`systemd-analyze security` finds next to nothing that the system service could still reach."""
+def test_the_service_is_sandboxed(systemd, analyze, tmp_path, record_property):
+    """`systemd-analyze security` finds next to nothing that the system service could still reach.
+
+    It parses every line on the way, and warns of none.
+    """
     shutil.copy(systemd / "sensevoiced.service", tmp_path)
     done = analyze("security", "--offline=yes", tmp_path / "sensevoiced.service")
     if "unrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze has no --offline (before systemd 250)")
     (score,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
-    print(f"exposure of sensevoiced.service: {score} of 10")
-    assert float(score) <= MAX_EXPOSURE
+    within(record_property, "systemd-analyze security", float(score), MAX_EXPOSURE, "of 10", slack=1)
+    assert "Unknown" not in done.stderr, "a directive or a system call that systemd does not know"
+
+
+@pytest.mark.parametrize("folder", ["", "user"])
+def test_every_line_of_a_service_has_its_reason(systemd, folder):
+    """Right above each directive stands a comment; only the command itself speaks for itself."""
+    lines = (systemd / folder / "sensevoiced.service").read_text().partition("[Service]\n")[2].splitlines()
+    lines = lines[: lines.index("[Install]")]
+    bare = [
+        line
+        for above, line in itertools.pairwise(["", *lines])
+        if "=" in line and not line.startswith("#") and not above.startswith("# ")
+    ]
+    assert bare == ["ExecStart=/usr/local/bin/sensevoiced"]
+
+
+@pytest.mark.parametrize("folder", ["", "user"])
+def test_what_hangs_is_aborted_with_its_stacks(systemd, folder):
+    """Watchdog, start and stop end in SIGABRT, which prints the stacks, and only then in SIGKILL."""
+    directives = dict(_directives(systemd / folder / "sensevoiced.service"))
+    assert {"WatchdogSignal", "KillMode", "SendSIGKILL"} & set(directives) == set(), "SIGABRT is the default"
+    assert directives["TimeoutStartFailureMode"] == directives["TimeoutStopFailureMode"] == "abort"
+    config = settings.load({}, {"HOME": "/nonexistent"})
+    assert float(directives["WatchdogSec"]) > 3 * HEARTBEAT_S
+    assert config.batch.stuck_after_s < config.load_timeout_s
+    assert directives["LimitCORE"] == "0", "a dump holds recordings"
 
 
 def _directives(path):

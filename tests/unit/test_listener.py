@@ -108,11 +108,14 @@ def test_f32_what_is_no_socket_is_never_removed(path, kind):
     assert sorted(path.parent.iterdir()) == beside
 
 
-def test_f32_a_folder_that_everybody_may_write_is_refused(path):
+def test_f32_a_folder_that_others_may_write_is_refused(path):
     """Others could put their socket in place of ours; a sticky folder prevents that."""
     path.parent.mkdir()
     path.parent.chmod(0o777)
     with pytest.raises(ListenError, match="everybody"):
+        bind(path, 0o660, 16)
+    path.parent.chmod(0o770)
+    with pytest.raises(ListenError, match="its group"):
         bind(path, 0o660, 16)
     path.parent.chmod(0o1777)
     bind(path, 0o660, 16).close()

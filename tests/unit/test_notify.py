@@ -73,6 +73,7 @@ def test_without_a_manager_nothing_happens(address):
         ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
         ({"WATCHDOG_USEC": "soon"}, None),
         ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "9" * 400}, None),
     ],
 )
 def test_the_watchdog_is_only_for_the_process_that_it_names(environ, expected):
@@ -91,6 +92,7 @@ def test_the_watchdog_is_only_for_the_process_that_it_names(environ, expected):
         ({"LISTEN_FDS": "2", "LISTEN_PID": "me", "LISTEN_FDNAMES": "api:x"}, [(3, "api"), (4, "x")]),
         ({"LISTEN_FDS": "many", "LISTEN_PID": "me"}, None),
         ({"LISTEN_FDS": "-1", "LISTEN_PID": "me"}, None),
+        ({"LISTEN_FDS": "4000000000", "LISTEN_PID": "me"}, None),
     ],
 )
 def test_f33_descriptors_are_ours_only_when_our_pid_is_named(environ, expected):
