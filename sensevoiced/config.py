@@ -59,6 +59,9 @@ class FrontendConfig:
     this size."""
     child_memory_bytes: int = 2 * 2**30
     """RLIMIT_AS of a child; decoders map libraries and buffers well below it."""
+    jail: bool = True
+    """Children are closed in by Landlock and a seccomp filter (frontend/jail.py). Off is for finding out
+    whether decoding fails because of it: a C library may want a system call that the filter does not list."""
     child_cpu_s: int = 3600
     """CPU seconds one file may cost: 24 h of audio need about 350 s at 0.004 s per second."""
     max_end_silence_time: int = 0
@@ -105,6 +108,7 @@ class ServingConfig:
     """Who may ask how much, and how long they may take."""
 
     max_connections: int = 1_024
+    """Each costs a descriptor and some tens of KiB, idle ones too; memcached's default."""
     max_connections_per_uid: int = 512
     """Half of all: one user's runaway script leaves room for the others."""
     max_jobs: int = 256
@@ -112,6 +116,7 @@ class ServingConfig:
     max_jobs_per_uid: int = 128
     """Half of all, as with connections: one user's batch leaves room for the others."""
     max_jobs_per_connection: int = 32
+    """Several times what keeps the daemon busy from one client (`svctl` sends 6 at once)."""
     max_queued_audio_s: float = 4 * 3600.0
     max_queued_audio_per_uid_s: float = 3600.0
     """Audio accepted and not yet recognised. A job is charged by its size, or by what was decoded of it where
@@ -127,6 +132,8 @@ class ServingConfig:
     Enough that the next batch is ready when one ends: 16 of 2 s are two batches on two threads, and 16 of
     15 s are one on CUDA."""
     hello_timeout_s: float = 5.0
+    """From connecting to a whole hello. Programs say it at once; one that does not hangs, or is only there to
+    hold a connection."""
     open_timeout_s: float = 5.0
     """For open and fstat of a source, which a network or FUSE file system may leave without an answer."""
     frame_timeout_s: float = 10.0
@@ -134,6 +141,8 @@ class ServingConfig:
     idle_timeout_s: float = 300.0
     """A connection without a job and without a frame is closed."""
     max_write_buffer_bytes: int = 4 * 2**20
+    """Answers kept for one client that does not read: some 400 segments of 30 s. Above half of it `progress`
+    is left out; when it is full the request waits."""
     write_timeout_s: float = 30.0
     """A client that does not read for so long while its buffer is full is dropped."""
     max_upload_buffer_bytes: int = 1 * 2**20
@@ -142,6 +151,8 @@ class ServingConfig:
     """Accepted jobs may finish for so long after SIGTERM. The end itself takes up to 3.5 s more (CLOSE_S of
     daemon.py, CUT_OFF_S of server.py); both together stay below systemd's TimeoutStopSec of 30 s."""
     backlog: int = 128
+    """Connections that the kernel keeps for us to accept (listen(2)): a burst while one turn of the loop
+    lasts. Whoever comes on top waits in connect(2)."""
 
 
 def runtime_socket(environ: Mapping[str, str]) -> Path:

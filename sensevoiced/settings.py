@@ -37,7 +37,8 @@ USER_FILE = Path("sensevoice") / "sensevoiced.toml"
 
 _SECTIONS: dict[str, type] = {"frontend": FrontendConfig, "batch": BatchLimits, "serving": ServingConfig}
 _CHOICES: dict[str, tuple[str, ...]] = {"precision": PRECISIONS, "engine": ENGINES, "log_level": LOG_LEVELS}
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+_THREADS = re.compile(r"[0-9]{1,9}")
 _FLAGS = (
     *("socket", "models_dir", "cache_dir", "model", "vad"),
     *("device", "precision", "engine", "threads", "log_level"),
@@ -84,6 +85,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "serving.backlog": (1, 65_535),
 }
 """What a number may be, both ends included; seconds that are not here may be anything above zero."""
+_MAX_INT_BITS = 63
+"""TOML promises so much and a sign; Python's reader takes more, which no float holds and nobody prints."""
+_SHOWN_CHARS = 60
+"""What a sentence shows of a wrong value: enough to know it by."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +157,7 @@ def _read(file: Path, *, required: bool) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from None
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError; arrays in arrays
         raise ConfigError(f"{file}: is not valid TOML: {error}.") from None
 
 
@@ -163,19 +168,38 @@ def _merge(values: dict[str, Any], table: dict[str, Any], where: str) -> None:
                 raise ConfigError(f"{where}: {name} is a section, [{name}], not a value.")
             section = values.setdefault(name, {})
             for key, inner in value.items():
-                section[key] = _value(f"{name}.{key}", inner, f"{where}: {name}.{key}")
+                section[key] = _value(f"{name}.{key}", inner, f"{where}: {name}.{_name(key)}")
+        elif "." in name:
+            raise ConfigError(
+                f"{where}: {_name(name)} is no setting; one of a section stands below [section]."
+            )
         else:
-            values[name] = _value(name, value, f"{where}: {name}")
+            values[name] = _value(name, value, f"{where}: {_name(name)}")
+
+
+def _name(key: str) -> str:
+    """A key as a sentence can hold it: in quotes it may be anything."""
+    return key if key.isprintable() and len(key) <= _SHOWN_CHARS else _shown(key)
+
+
+def _shown(value: Any) -> str:
+    """A value as a sentence can hold it."""
+    try:
+        return f"{value!r:.{_SHOWN_CHARS}}"
+    except ValueError:
+        return "a number of thousands of digits"  # Python refuses to write it out
 
 
 def _from_text(name: str, text: str) -> str | int:
     """Environment and flags are text; a number stays text where it is none, and is refused as such."""
-    return int(text) if name == "threads" and text.isascii() and text.isdigit() else text
+    return int(text) if name == "threads" and _THREADS.fullmatch(text) else text
 
 
 def _value(name: str, value: Any, where: str) -> Any:
     """One setting, of the type its field has. Raises ConfigError."""
     kind = _kind(name, where)
+    if type(value) is int and value.bit_length() > _MAX_INT_BITS:
+        raise ConfigError(f"{where} takes no number of more than {_MAX_INT_BITS} bits.")
     if name == "socket_mode" and isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
         value = int(value, 8)
     if kind == "float" and type(value) is int:
@@ -189,7 +213,7 @@ def _value(name: str, value: Any, where: str) -> Any:
             "str": "text in quotes",
             "bool": "true or false",
         }[kind]
-        raise ConfigError(f"{where} takes {wanted}, not {value!r:.60}.")
+        raise ConfigError(f"{where} takes {wanted}, not {_shown(value)}.")
     if kind == "str":
         _check_text(name, value, where)
     elif kind in ("int", "float"):
@@ -204,7 +228,7 @@ def _value(name: str, value: Any, where: str) -> Any:
 
 
 def _kind(name: str, where: str) -> str:
-    section, _, key = name.rpartition(".")
+    section, _, key = name.partition(".") if "." in name else ("", "", name)
     fields = {
         field.name: str(field.type) for field in dataclasses.fields(_SECTIONS[section] if section else Config)
     }
@@ -219,7 +243,7 @@ def _kind(name: str, where: str) -> str:
 
 def _path(value: Any, where: str) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ConfigError(f"{where} takes a path, not {value!r:.60}.")
+        raise ConfigError(f"{where} takes a path, not {_shown(value)}.")
     return _expanded(value, where)
 
 
@@ -228,17 +252,19 @@ def _expanded(value: str, where: str) -> Path:
         return Path(value).expanduser()
     except RuntimeError:
         user = value.partition("/")[0]
-        raise ConfigError(f"{where}: the home folder of {user!r:.60} is not known.") from None
+        raise ConfigError(f"{where}: the home folder of {_shown(user)} is not known.") from None
 
 
 def _check_text(name: str, value: str, where: str) -> None:
     choices = _CHOICES.get(name)
     if choices is not None and value not in choices:
-        raise ConfigError(f"{where} takes one of {', '.join(choices)}, not {value!r:.60}.")
+        raise ConfigError(f"{where} takes one of {', '.join(choices)}, not {_shown(value)}.")
     if name == "device" and not _DEVICE.fullmatch(value):
-        raise ConfigError(f"{where} takes {DEVICES}, not {value!r:.60}.")
+        raise ConfigError(f"{where} takes {DEVICES}, not {_shown(value)}.")
     if not value:
         raise ConfigError(f"{where} is empty.")
+    if "\0" in value:
+        raise ConfigError(f"{where} takes no zero byte.")
     if name in ("model", "vad"):
         _expanded(value, where)
 

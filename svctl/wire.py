@@ -39,6 +39,10 @@ MAX_LABEL_CHARS = 4_096
 """PATH_MAX: a label is the path as the user typed it."""
 MAX_ID = 2**53
 """Request ids are exact in every language's numbers."""
+MAX_VERSION = 2**16
+"""Of a major or a minor number: no protocol has had as many."""
+MAX_CLIENT_CHARS = 256
+"""What a program calls itself, with its version."""
 
 LANGUAGES = ("auto", "zh", "en", "yue", "ja", "ko")
 """What a request may ask for; `auto` lets the model decide. An unknown language is refused."""
@@ -122,9 +126,9 @@ _REQUIRED = object()
 _ID = ((int,), _REQUIRED, (0, MAX_ID))
 REQUESTS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "hello": {
-        "major": ((int,), _REQUIRED, (0, 2**16)),
-        "minor": ((int,), _REQUIRED, (0, 2**16)),
-        "client": ((str,), "", 256),
+        "major": ((int,), _REQUIRED, (0, MAX_VERSION)),
+        "minor": ((int,), _REQUIRED, (0, MAX_VERSION)),
+        "client": ((str,), "", MAX_CLIENT_CHARS),
     },
     "transcribe": {
         "id": _ID,
@@ -262,6 +266,8 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
         raise ValueError("a key stands twice")
+    if bytes in map(type, mapping):  # strict_map_key refuses all others
+        raise ValueError("a key is no string")
     return mapping
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from sensevoiced.serving.listener import peer_of
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ACCEPT_PAUSE_S = 1.0
-"""Without a free descriptor accept fails at once and would fail again: wait for some to come back (asyncio
-does the same)."""
+"""Without a free descriptor accept fails at once and would fail again: wait for one to come back. That of a
+connection is noticed at its end; others, of files and children, are looked for so often (asyncio's habit)."""
 CUT_OFF_S = 0.5
 """For connections that are cut off to give back what they hold: a few turns of the loop."""
 _ACCEPTS_A_TURN = 64
@@ -49,6 +50,7 @@ class Server:
         self._turned_away: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._accepting = False
+        self._warned_s = -math.inf
         load_codec()  # not in the first client's time
 
     def start(self) -> None:
@@ -89,7 +91,9 @@ class Server:
             except OSError as error:
                 if error.errno not in _SHORTAGES:
                     raise
-                log.warning("cannot accept connections for want of resources: %s", error.strerror)
+                if self._loop.time() - self._warned_s >= ACCEPT_PAUSE_S:
+                    self._warned_s = self._loop.time()
+                    log.warning("cannot accept connections for want of resources: %s", error.strerror)
                 self.stop_accepting()
                 self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self.start)
                 return
@@ -114,11 +118,19 @@ class Server:
             task = self._loop.create_task(_turn_away(stream, error))
             self._turned_away.add(task)
             task.add_done_callback(self._turned_away.discard)
+            task.add_done_callback(self._descriptor_is_back)
             return
         session = Session(stream, peer, self._service, self._admission, self._metrics)
         task = self._loop.create_task(self._serve(session, stream, peer.uid))
         self._sessions[task] = session
         task.add_done_callback(self._sessions.pop)
+        task.add_done_callback(self._descriptor_is_back)
+
+    def _descriptor_is_back(self, _: asyncio.Task[None]) -> None:
+        """Go on accepting: a queue of connections that are dead already is not worked off by pauses."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self.start()
 
     async def _serve(self, session: Session, stream: Stream, uid: int) -> None:
         """Around one connection: one of the two places that catch everything."""

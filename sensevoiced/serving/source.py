@@ -153,7 +153,12 @@ async def _or_dispose(future: asyncio.Future[_T], dispose: Callable[[_T], None])
 
 
 def _dispose_later(dispose: Callable[[_T], None], result: Any) -> None:
-    threading.Thread(target=dispose, args=(result,), daemon=True).start()
+    def work() -> None:
+        # A file system that has gone meanwhile says so at the close; the descriptor is gone in any case.
+        with contextlib.suppress(OSError):
+            dispose(result)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 def examine(fd: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import struct
 import tracemalloc
 
@@ -12,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svctl.wire import (
-    ERRORS,
     EVENTS,
     MAX_AUDIO_BYTES,
     MAX_FRAME_BYTES,
@@ -63,27 +61,6 @@ def test_f04_random_bytes_have_one_verdict_however_they_are_cut(data, cuts):
     assert repr((found, code)) == repr((whole_found, whole_code))
 
 
-def test_f04_mutated_frames_raise_nothing_but_protocol_errors():
-    """20,000 valid frames with random bytes changed, cut and doubled.
-
-    Only ProtocolError, the same whole or in bytes.
-    """
-    random_bytes = random.Random(20)
-    frames = [encode(HELLO), encode(TRANSCRIBE), encode({"type": "audio", "id": 1, "data": b"abc" * 9})]
-    for _ in range(20_000):
-        data = bytearray(random_bytes.choice(frames))
-        for _ in range(random_bytes.randint(1, 4)):
-            data[random_bytes.randrange(len(data))] = random_bytes.randrange(256)
-        data = bytes(data[: random_bytes.randint(1, len(data))]) + random_bytes.choice((b"", bytes(data)))
-        found, code = verdict(data)
-        assert repr(verdict(data, range(1, len(data)))) == repr((found, code))
-        for message in found:
-            try:
-                check(message, REQUESTS)
-            except ProtocolError as error:
-                assert error.code in ERRORS  # noqa: PT017 - both outcomes are right
-
-
 @pytest.mark.parametrize(
     ("limit", "length", "code"),
     [
@@ -117,6 +94,7 @@ BOMBS = {
     "a timestamp": b"\x81\xa1a\xd6\xff\x00\x00\x00\x00",
     "an int key": b"\x81\x01\x02",
     "a list as a key": b"\x81\x91\x01\x02",
+    "bytes as a key": b"\x81\xc4\x01a\x02",
     "a key twice": b"\x82\xa1a\x01\xa1a\x02",
     "a key twice, deep inside": b"\x81\xa1m\x82\xa1a\x01\xa1a\x02",
     "text that is not UTF-8": b"\x81\xa1a\xa2\xff\xfe",
