@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from harness.notifications import Notifications
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,3 +81,11 @@ def write_vad_folder():
         return _write_model(folder, kind="FsmnVADStreaming", lfr=(5, 1), files={**content, **files})
 
     return write
+
+
+@pytest.fixture
+def manager(tmp_path):
+    """The service manager's notification socket."""
+    notifications = Notifications(tmp_path)
+    yield notifications
+    notifications.close()

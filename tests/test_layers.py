@@ -28,7 +28,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sensevoiced.descriptors", ()),
     ("sensevoiced.features", ()),
     ("sensevoiced.jobs", ()),
-    ("sensevoiced.metrics", ("psutil",)),
+    ("sensevoiced.metrics", ()),
     ("sensevoiced.notify", ()),
     ("sensevoiced.logs", ()),
     ("sensevoiced.settings", ("sensevoiced.config",)),
@@ -42,6 +42,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sensevoiced.hub", ("sensevoiced.config", "sensevoiced.models", "sensevoiced.hub_*")),
     # Front end: the parent's side without numpy (see NEVER_REACH), the child's side with the decoders.
     ("sensevoiced.frontend.channel", (*L0, "msgpack")),
+    ("sensevoiced.frontend.jail", ()),
     (
         "sensevoiced.frontend*",
         (
@@ -91,11 +92,12 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
             *("sensevoiced.engine.api", "sensevoiced.engine.batcher"),
         ),
     ),
+    ("sensevoiced.heartbeat", (*L0, "sensevoiced.engine.batcher")),
     (
         "sensevoiced.daemon",
         (
             *(*L0, "sensevoiced.logs", "sensevoiced.settings", "sensevoiced.pipeline", "sensevoiced.parts"),
-            *("sensevoiced.backend", "sensevoiced.serving*", "svctl.wire"),
+            *("sensevoiced.backend", "sensevoiced.heartbeat", "sensevoiced.serving*", "svctl.wire"),
         ),
     ),
     (

@@ -14,6 +14,7 @@ import pytest
 import svctl
 from sensevoiced.config import FrontendConfig, ServingConfig
 from sensevoiced.jobs import Timings
+from sensevoiced.serving.session import FAREWELL_S
 from sensevoiced.serving.source import MAX_HANGING, MAX_HANGING_PER_USER
 from svctl import wire
 
@@ -93,6 +94,8 @@ CONSTANTS = (
     "MAX_STR_BYTES",
     "MAX_LABEL_CHARS",
     "MAX_ID",
+    "MAX_VERSION",
+    "MAX_CLIENT_CHARS",
 )
 SETTINGS = (
     *(
@@ -105,11 +108,12 @@ SETTINGS = (
     ),
     *("max_connections", "max_connections_per_uid"),
     *("max_jobs", "max_jobs_per_uid", "max_jobs_per_connection", "max_upload_buffer_bytes"),
-    *("max_queued_audio_s", "max_queued_audio_per_uid_s", "drain_timeout_s"),
+    *("max_queued_audio_s", "max_queued_audio_per_uid_s", "max_job_charge_s", "assumed_bytes_per_s"),
+    "drain_timeout_s",
 )
 FRONTEND_SETTINGS = (
     *("decode_timeout_s", "max_duration_s", "max_whole_s", "max_spool_bytes"),
-    *("min_sample_rate_hz", "max_sample_rate_hz", "max_channels"),
+    *("child_cpu_s", "child_memory_bytes", "min_sample_rate_hz", "max_sample_rate_hz", "max_channels"),
 )
 
 
@@ -148,6 +152,8 @@ def test_errors_and_limits_are_those_of_the_code():
     for limits, names in ((ServingConfig(), SETTINGS), (FrontendConfig(), FRONTEND_SETTINGS)):
         for name in names:
             assert f"| `{name}` | {getattr(limits, name):.0f} |" in document(), name
+    assert FAREWELL_S == 1.0
+    assert "has one second to take that in" in document()
     text = f"while {MAX_HANGING_PER_USER} files of one user ({MAX_HANGING} of all)"
     assert text in document()
 

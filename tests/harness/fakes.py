@@ -3,8 +3,8 @@
 A source is a script of JSON lines. Each is an utterance, {"say": text, "seconds": s}, that may hold things up
 or break them: `decode_gate` and `engine_gate` name a file that has to exist in the control folder before it
 is passed; `fail` and `engine_fail` name an error code; `crash` raises what no part may raise; `spawn`
-recognises what a child process sees of its surroundings. An engine that works writes what it does to
-`engine.log` in the control folder.
+recognises what a child process sees of its surroundings; `block_loop` names a gate before which the event
+loop itself hangs. An engine that works writes what it does to `engine.log` in the control folder.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ def wait_for_gate(control, name):
     gate = Path(control) / name
     while not gate.exists():
         time.sleep(POLL_S)
+
+
+def block_the_loop(control, name):
+    """Stand before a gate on the event loop, as a defect would that blocks it."""
+    with (Path(control) / "engine.log").open("a") as file:
+        file.write(f"loop at {name}\n")
+    wait_for_gate(control, name)
 
 
 class FakeEngine:
@@ -130,6 +137,8 @@ class FakeRun:
         item = await self._queue.get()
         if isinstance(item, Utterance):
             self.decoded_s = item.end_s
+            if b"block_loop" in item.features:
+                block_the_loop(self._control, json.loads(item.features)["block_loop"])
             return item
         self._ended = True
         if isinstance(item, Exception):
@@ -219,4 +228,4 @@ class FakeFrontend:
         return FakeRun(source_fd, self._control)
 
     def snapshot(self):
-        return SimpleNamespace(children=(), crashed=0, timeouts=0)
+        return SimpleNamespace(children=(), crashed=0, timeouts=0, jail=("walls",))
