@@ -145,7 +145,10 @@ faults: $(STAMPS)/dev
 	$(BIN)/python tools/faults.py $(if $(SLOW),--slow) -- $(PYTEST_ARGS)
 
 fuzz: TIME = 60
+# The fuzzer is not in `dev`: it has no package for every machine, and the tests do without. Where it cannot be installed, the
+# program says so in a sentence.
 fuzz: $(STAMPS)/dev
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet -c $(STAMPS)/constraints.txt atheris 2>/dev/null || :
 	$(BIN)/python -m tools.fuzz --seconds $(TIME)
 
 soak: TIME = 600
@@ -227,5 +230,5 @@ remove-settings:
 	@rmdir '$(DESTDIR)$(CONFDIR)' 2>/dev/null || :
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .bench build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .bench .fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""`make soak`: mixed load on a real daemon for a while; what it loses, what it gets wrong, what grows."""
