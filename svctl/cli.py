@@ -11,9 +11,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from svctl import __version__, verbs
-from svctl.options import MAX_PATIENCE_S, VERBS
+from svctl.options import MAX_PATIENCE_S, VERBS, listed
 from svctl.terminal import OutputError, say, write_stdout
 from svctl.wire import ERRORS
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from svctl.options import Option
 
 _USAGE = ERRORS["invalid_request"][1]
+_METAVARS = {"output": "FOLDER", "files_from": "FILE", "socket": "PATH"}
 
 
 class _Seconds(click.FloatRange):
@@ -36,6 +38,27 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
+class _Choices(click.ParamType[str]):
+    """One or more of the allowed words, with commas."""
+
+    name = "words"
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self._allowed = allowed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        one = click.Choice(self._allowed)
+        for word in value.split(","):
+            one.convert(word, param, ctx)
+        return value
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        before, comma, last = incomplete.rpartition(",")
+        return [CompletionItem(before + comma + word) for word in self._allowed if word.startswith(last)]
+
+
 def _option(option: Option) -> click.Option:
     name, flags, kind, default, allowed, text = option
     settings: dict[str, Any] = {"default": default, "help": text}
@@ -45,9 +68,15 @@ def _option(option: Option) -> click.Option:
         return click.Option([*flags, name], is_flag=True, **settings)
     if kind == "choice":
         return click.Option([*flags, name], type=click.Choice(allowed), show_default=True, **settings)
+    if kind == "choices":
+        metavar = f"[{'|'.join(allowed)}],..."
+        settings |= {"show_default": True, "metavar": metavar}
+        return click.Option([*flags, name], type=_Choices(allowed), **settings)
     if kind == "seconds":
         return click.Option([*flags, name], type=_Seconds(), metavar="SECONDS", **settings)
-    return click.Option([*flags, name], metavar="FOLDER" if name == "output" else "PATH", **settings)
+    if kind == "list":
+        return click.Option([*flags, name], multiple=True, metavar="PATTERN", **settings)
+    return click.Option([*flags, name], metavar=_METAVARS[name], **settings)
 
 
 def _command(verb: str) -> click.Command:
@@ -55,10 +84,11 @@ def _command(verb: str) -> click.Command:
 
     def callback(**values: Any) -> int:
         names = list(values.pop("names", ()))
-        if argument and not names and not values["null"]:
+        if argument and not names and not listed(values):
             raise click.UsageError("Name at least one FILE, or - for standard input.")
-        if names and values["null"]:
-            raise click.UsageError("-0 reads the names from standard input; name no FILE beside it.")
+        if names and listed(values):
+            flag = "--files-from" if values["files_from"] else "-0"
+            raise click.UsageError(f"{flag} takes the names from a list; name no FILE beside it.")
         return verbs.run(verb, values, names)
 
     parameters: list[click.Parameter] = [_option(option) for option in options]

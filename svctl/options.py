@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    Value = str | float | bool | tuple[str, ...]
     Option = tuple[str, tuple[str, ...], str, Any, tuple[str, ...], str]
     Values = dict[str, Any]
 
@@ -27,9 +28,9 @@ PING_PATIENCE_S = 5.0
 MAX_PATIENCE_S = 86_400.0
 """A day; a clock can count it in milliseconds, and nobody means more."""
 
-# (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch"
-# has an off flag (the last one),
-# and "text", "choice" and "seconds" take a value.
+# (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch" has
+# an off flag (the last one), and "text", "choice", "choices" (several with commas), "list" (given once or
+# more) and "seconds" take a value.
 _SOCKET: Option = (
     "socket",
     ("--socket",),
@@ -40,12 +41,16 @@ _SOCKET: Option = (
 )
 _QUIET: Option = ("quiet", ("-q", "--quiet"), "flag", False, (), "Print errors only.")
 _FORMAT_HELP = (
-    "How the transcript is written. In json and jsonl a recording that fails is "
-    '{"file": ..., "error": {"code": ..., "message": ...}}.'
+    "How the transcript is written; several, with commas, need -o. In json and jsonl a recording that fails "
+    'is {"file": ..., "error": {"code": ..., "message": ...}}.'
 )
 _OUTPUT_HELP = (
-    "Write one file per recording into this folder instead of standard output. Older files of the same name "
-    "are replaced, but never a recording of this run."
+    "Write a file for each recording and format into this folder instead of standard output; with -r in the "
+    "same tree as the recordings. No recording of this run is ever replaced."
+)
+_NULL_HELP = (
+    "Names in the list are ended by a NUL, as find -print0 writes them. Without --files-from the list is "
+    "standard input."
 )
 _WAIT_FOR_START = "where it is given, also for one whose socket is not there yet."
 
@@ -71,7 +76,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
             (
                 "format",
                 ("-f", "--format"),
-                "choice",
+                "choices",
                 "text",
                 FORMATS,
                 _FORMAT_HELP,
@@ -118,12 +123,53 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 _OUTPUT_HELP,
             ),
             (
+                "force",
+                ("--force",),
+                "flag",
+                False,
+                (),
+                "With -o: replace transcripts that are there.",
+            ),
+            (
+                "skip_existing",
+                ("--skip-existing",),
+                "flag",
+                False,
+                (),
+                "With -o: leave out what is transcribed already, so that a run that broke off goes on.",
+            ),
+            ("recursive", ("-r", "--recursive"), "flag", False, (), "Take the recordings below folders too."),
+            (
+                "glob",
+                ("--glob",),
+                "list",
+                (),
+                (),
+                "With -r: take files that match, not those with a known ending. May be given again.",
+            ),
+            (
+                "exclude",
+                ("--exclude",),
+                "list",
+                (),
+                (),
+                "With -r: leave out files and folders that match. May be given again.",
+            ),
+            (
+                "files_from",
+                ("--files-from",),
+                "text",
+                "",
+                (),
+                "Read file names from this file, one a line (- is standard input).",
+            ),
+            (
                 "null",
                 ("-0", "--null"),
                 "flag",
                 False,
                 (),
-                "Read file names from standard input, each ended by a NUL, as find -print0 writes them.",
+                _NULL_HELP,
             ),
             (
                 "progress",
@@ -175,7 +221,7 @@ def parse(verb: str, arguments: list[str]) -> tuple[Values, list[str]] | None:
     """
     argument, _, options = VERBS[verb]
     by_flag = {flag: option for option in options for flag in option[1]}
-    values = {option[0]: option[3] for option in options}
+    values: Values = {option[0]: option[3] for option in options}
     names: list[str] = []
     rest = iter(arguments)
     for word in rest:
@@ -192,19 +238,31 @@ def parse(verb: str, arguments: list[str]) -> tuple[Values, list[str]] | None:
         value = _value(option, flag, text if given else None, rest)
         if value is None:
             return None
-        values[option[0]] = value
-    if bool(names) == bool(values.get("null")) and argument:
+        values[option[0]] = (*values[option[0]], value) if option[2] == "list" else value
+    if argument and bool(names) == listed(values):
         return None  # names from both sides, or from none
     return None if names and not argument else (values, names)
 
 
-def _value(option: Option, flag: str, given: str | None, rest: Iterator[str]) -> str | float | bool | None:
+def listed(values: Values) -> bool:
+    """Whether the file names come from a list."""
+    return bool(values["null"] or values["files_from"])
+
+
+def formats(values: Values) -> tuple[str, ...]:
+    """The formats that were asked for, each once."""
+    asked: str = values["format"]
+    return tuple(dict.fromkeys(asked.split(",")))
+
+
+def _value(option: Option, flag: str, given: str | None, rest: Iterator[str]) -> Value | None:
     """What an option is set to: by presence, by the text behind `=`, or by the next word; None if unclear."""
     _, flags, kind, _, allowed, _ = option
     if kind in ("flag", "switch"):
         return None if given is not None else kind == "flag" or flag != flags[-1]
     value = next(rest, "-") if given is None else given
-    if (given is None and value.startswith("-")) or (allowed and value not in allowed):
+    chosen = value.split(",") if kind == "choices" else [value]
+    if (given is None and value.startswith("-")) or (allowed and not set(chosen) <= set(allowed)):
         return None
     if kind == "seconds":
         # plain decimals only; click has a sentence for the rest

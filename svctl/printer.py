@@ -6,16 +6,19 @@ Imported only once the daemon is at work.
 from __future__ import annotations
 
 import os
+import time
 
 from svctl import formats
 from svctl.client import error_of
 from svctl.options import SINGLE_FORMATS
+from svctl.options import formats as formats_of
 from svctl.terminal import CANNOT_CREATE, STDERR, STDOUT, encoded, printable, say, write_stderr, write_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from svctl.client import Client
     from svctl.folder import Folder
+    from svctl.formats import Transcript
     from svctl.options import Values
     from svctl.sources import Source
     from svctl.wire import Message
@@ -29,14 +32,21 @@ _CLEAR = "\r\x1b[K"
 class Printer:
     """Writes recordings one after the other; what needs no whole recording appears segment by segment."""
 
-    def __init__(self, connection: Client, values: Values, folder: Folder | None, *, several: bool) -> None:
-        """`folder` is where `-o` writes; `several` asks for what tells recordings apart."""
+    def __init__(
+        self, connection: Client, values: Values, folder: Folder | None, *, several: bool, counts: bool
+    ) -> None:
+        """`folder` is where `-o` writes; `several` asks for what tells recordings apart.
+
+        `counts` asks for a summary of the run.
+        """
         self._connection = connection
-        self._format: str = values["format"]
+        self._forms = formats_of(values)
+        self._format = self._forms[0]
         self._tags: str = values["tags"]
         self._timestamps: bool = values["timestamps"]
         self._folder = folder
         self._several = several
+        self._counts = counts
         self._quiet: bool = values["quiet"]
         self._progress: bool = values["progress"] and os.isatty(STDERR)
         self._progress_shown = False
@@ -46,6 +56,9 @@ class Printer:
         self._segments: list[Message] = []
         self._begun = 0
         self._headed = False
+        self._began_s = time.monotonic()
+        self._transcribed = self._failures = 0
+        self._audio_s = 0.0
 
     def event(self, source: Source, event: Message) -> int:
         """Write what can be written now; returns the exit status of a recording that has failed, else 0."""
@@ -57,15 +70,27 @@ class Printer:
         elif kind in ("done", "error"):
             self._clear_progress()
             status = self._done(source, event) if kind == "done" else self._failed(source, event)
+            self._transcribed += not status
+            self._failures += bool(status)
             self._segments = []
             self._headed = False
             return status
         return 0
 
-    def end(self) -> None:
-        """Close what spans all recordings: the array of -f json."""
+    def end(self, skipped: int) -> None:
+        """Close what spans all recordings, the array of -f json, and sum the run up."""
         if self._several and self._format == "json" and self._folder is None:
             self._write_all("]\n" if self._begun else "[]\n")
+        if self._counts and not self._quiet and self._transcribed + self._failures + skipped > 1:
+            self._sum_up(skipped)
+
+    def _sum_up(self, skipped: int) -> None:
+        took_s = time.monotonic() - self._began_s
+        counts = [f"{self._transcribed} transcribed", f"{self._failures} failed"]
+        if skipped:
+            counts.append(f"{skipped} were there already")
+        audio = f"{self._audio_s:.0f} s of audio in {took_s:.1f} s"
+        say(f"{', '.join(counts)}; {audio}.")
 
     def _segment(self, source: Source, event: Message) -> None:
         if not self._streams:
@@ -80,21 +105,25 @@ class Printer:
             say(f"{source.label}: the recording is damaged or broke off; this is what could be read of it.")
         if not event["segments"] and not self._quiet:
             say(f"{source.label}: no speech was found.")
+        self._audio_s += event["duration"]
         if self._streams:
             self._write("", source)
             return 0
         whole = formats.transcript(source.label, self._segments, event)
-        if self._format == "text":
-            text = formats.text_lines(whole, self._tags, timestamps=self._timestamps)
-        else:
-            text = formats.WHOLE[self._format](whole)
         if self._folder is None:
-            self._write(text, source)
+            self._write(self._rendered(self._format, whole), source)
             return 0
-        problem = self._folder.write(source.name, text)
-        if problem:
-            say(f"{source.label}: {problem}")
-        return CANNOT_CREATE if problem else 0
+        status = 0
+        for form in self._forms:
+            if problem := self._folder.write(source.place, form, self._rendered(form, whole)):
+                say(f"{source.label}: {problem}")
+                status = CANNOT_CREATE
+        return status
+
+    def _rendered(self, form: str, whole: Transcript) -> str:
+        if form == "text":
+            return formats.text_lines(whole, self._tags, timestamps=self._timestamps)
+        return formats.WHOLE[form](whole)
 
     def _failed(self, source: Source, event: Message) -> int:
         error = source.error or error_of(event)

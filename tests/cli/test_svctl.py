@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import grp
 import json
 import os
@@ -37,19 +36,6 @@ def files(tmp_path):
     (tmp_path / "first.wav").write_text("hello\nworld")
     (tmp_path / "second.wav").write_text("你好", encoding="utf-8")
     return tmp_path
-
-
-@pytest.fixture
-def obey_modes():
-    """Settings of a process for which file modes count, also where root runs the tests."""
-    prctl = ctypes.CDLL(None).prctl
-
-    def drop():
-        # root reads everything by these two capabilities; without them it is told EACCES like everybody
-        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; takes effect with exec
-
-    return {"preexec_fn": drop} if os.geteuid() == 0 else {}
 
 
 def test_ping_names_the_daemon_and_its_socket(svctl, server):
@@ -185,7 +171,7 @@ def test_options_reach_the_daemon(svctl, server, files):
     [
         ("absent.wav", "not_found", "absent.wav cannot be opened: No such file or directory."),
         ("", "not_found", "'' cannot be opened: No such file or directory."),
-        ("folder", "not_a_file", "folder is a folder and not a regular file; name the files in it."),
+        ("folder", "not_a_file", "folder is a folder and not a regular file; -r takes the recordings in it."),
         ("fifo", "not_a_file", f"fifo is a pipe and not a regular file; {STREAM}"),
         ("socket", "not_a_file", "socket is a socket and not a regular file."),
         ("/dev/null", "not_a_file", f"/dev/null is a device and not a regular file; {STREAM}"),
@@ -723,7 +709,7 @@ def test_a_folder_gets_a_file_per_recording(svctl, server, files):
     assert svctl("transcribe", "-f", "srt", "-o", "subs/deep", *BOTH)[:2] == (0, "")
     assert listed(files / "subs/deep") == ["first.srt", "second.srt"]
     assert (files / "subs/deep/second.srt").read_text("utf-8") == "1\n00:00:00,000 --> 00:00:01,500\n你好\n\n"
-    status, _, err = svctl("transcribe", "-o", "texts", "first.wav", "other/first.mp3", "second.wav")
+    status, _, err = svctl("transcribe", "-q", "-o", "texts", "first.wav", "other/first.mp3", "second.wav")
     assert (status, err) == (
         73,
         "svctl: other/first.mp3: texts/first.txt holds the transcript of another recording of this run.\n",
@@ -737,7 +723,7 @@ def test_a_transcript_that_cannot_be_written_is_only_that_one(svctl, server, fil
     longest = "n" * 251  # with .wav the 255 bytes of NAME_MAX; .jsonl does not fit any more
     (files / f"{longest}.wav").write_text("x")
     (files / "out" / "first.jsonl").mkdir(parents=True)
-    status, out, err = svctl("transcribe", "-f", "jsonl", "-o", "out", f"{longest}.wav", *BOTH)
+    status, out, err = svctl("transcribe", "-q", "-f", "jsonl", "-o", "out", f"{longest}.wav", *BOTH)
     assert (status, out) == (73, "")
     assert err.splitlines() == [
         f"svctl: {longest}.wav: out/{longest}.jsonl cannot be written: File name too long.",
@@ -749,13 +735,14 @@ def test_a_transcript_that_cannot_be_written_is_only_that_one(svctl, server, fil
 
 
 def test_a_transcript_never_replaces_a_recording(svctl, server, files):
-    """Neither its own recording nor another one of the run, by whatever link; older transcripts it does."""
+    """Neither its own recording nor another one of the run, by whatever link, by force even."""
     (files / "first.txt").write_text("old")
     (files / "third.txt").write_text("three")
     (files / "third.wav").write_text("other")
     (files / "second.txt").hardlink_to(files / "third.txt")
     kept = "is a recording of this run and is not replaced by a transcript."
-    status, _, err = svctl("transcribe", "-o", ".", "third.txt", "second.wav", "first.wav")
+    words = ("-q", "--force", "-o", ".")
+    status, _, err = svctl("transcribe", *words, "third.txt", "second.wav", "first.wav")
     assert (status, err.splitlines()) == (
         73,
         [f"svctl: third.txt: third.txt {kept}", f"svctl: second.wav: second.txt {kept}"],
