@@ -16,8 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from svctl.walk import Found
-
 _NAMES_BYTES = 64 * 2**10
 """One read of a list of names: a pipe's default capacity."""
 
@@ -54,6 +52,18 @@ class Source:
         self.descriptor = descriptor
         self.streamed = streamed
         self.error = error
+
+
+class Found:
+    """One file below a folder, or a folder that is a `problem`."""
+
+    __slots__ = ("name", "place", "problem")
+
+    def __init__(self, name: str, place: str, problem: wire.WireError | None = None) -> None:
+        """It is opened by its `name`; its transcript goes to `place` below `-o`, without the extension."""
+        self.name = name
+        self.place = place
+        self.problem = problem
 
 
 def place_of(name: str) -> str:

@@ -6,9 +6,9 @@ Imported only where -r is given. Reads names, never a file.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from svctl.sources import not_opened
+from svctl.sources import Found, not_opened
 from svctl.wire import WireError
 
 if TYPE_CHECKING:
@@ -37,16 +37,6 @@ ENDINGS = frozenset(
     )
 )
 """What is taken for a recording without --glob; of a video its first audio stream is."""
-
-
-class Found(NamedTuple):
-    """One file below a folder, or a folder that is a problem."""
-
-    name: str
-    """To open it by."""
-    place: str
-    """Where its transcript goes below `-o`, without the extension."""
-    problem: WireError | None = None
 
 
 class Filter:
