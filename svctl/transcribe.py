@@ -96,7 +96,7 @@ class Run:
 
             wanted = walk.Filter(values["glob"], values["exclude"])
 
-            def below(root: str) -> Iterator[walk.Found]:
+            def below(root: str) -> Iterator[sources.Found]:
                 return walk.walk(root, wanted)
 
         fields = {"language": values["language"], "itn": values["itn"], "vad": values["vad"]}
