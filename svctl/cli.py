@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from svctl import __version__, verbs
-from svctl.options import MAX_PATIENCE_S, VERBS, listed
+from svctl.options import MAX_NUMBER, MAX_PATIENCE_S, VERBS, listed
 from svctl.terminal import OutputError, say, write_stdout
 from svctl.wire import ERRORS
 
@@ -74,6 +74,9 @@ def _option(option: Option) -> click.Option:
         return click.Option([*flags, name], type=_Choices(allowed), **settings)
     if kind == "seconds":
         return click.Option([*flags, name], type=_Seconds(), metavar="SECONDS", **settings)
+    if kind == "number":
+        bounds = click.IntRange(1, MAX_NUMBER)
+        return click.Option([*flags, name], type=bounds, metavar="N", **settings)
     if kind == "list":
         return click.Option([*flags, name], multiple=True, metavar="PATTERN", **settings)
     return click.Option([*flags, name], metavar=_METAVARS[name], **settings)

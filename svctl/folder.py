@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from svctl.sources import Source
 
-_EXTENSIONS = {"text": "txt", "plain": "txt", "raw": "txt"}
+_EXTENSIONS = {"text": "txt", "plain": "txt", "raw": "txt", "verbose_json": "json"}
 _DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _ABSENT = (0, 0)
 """Device and inode of no file."""

@@ -11,7 +11,7 @@ from svctl.terminal import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from svctl.wire import Message
@@ -160,37 +160,49 @@ def json_text(whole: Transcript, *, indent: int | None = None) -> str:
     return json.dumps(whole, ensure_ascii=False, indent=indent, allow_nan=False)
 
 
-def srt(whole: Transcript) -> str:
-    """SubRip: numbered cues with a comma before the milliseconds."""
-    cues = [segment for segment in whole["segments"] if segment["text"].strip()]
+def srt(whole: Transcript, width: int | None = None, count: int | None = None) -> str:
+    """SubRip: numbered cues, a comma before the milliseconds; `width` and `count` as in subtitles.cues."""
     return "".join(
-        f"{number}\n{_clock(cue['start'], ',')} --> {_clock(cue['end'], ',')}\n{_cue_text(cue)}\n\n"
-        for number, cue in enumerate(cues, 1)
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n"
+        for number, (start, end, text) in enumerate(_cues(whole, width, count), 1)
     )
 
 
-def vtt(whole: Transcript) -> str:
+def vtt(whole: Transcript, width: int | None = None, count: int | None = None) -> str:
     """WebVTT: its header line, then cues with a point before the milliseconds, and markup escaped."""
-    cues = [segment for segment in whole["segments"] if segment["text"].strip()]
     return "WEBVTT\n\n" + "".join(
-        f"{_clock(cue['start'], '.')} --> {_clock(cue['end'], '.')}\n"
-        f"{_cue_text(cue).replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}\n\n"
-        for cue in cues
+        f"{_clock(start, '.')} --> {_clock(end, '.')}\n"
+        f"{text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}\n\n"
+        for start, end, text in _cues(whole, width, count)
     )
+
+
+def _cues(whole: Transcript, width: int | None, count: int | None) -> Iterator[tuple[float, float, str]]:
+    """Seconds and text of each subtitle: a segment with text each, or the lines that `width` makes of it."""
+    for segment in whole["segments"]:
+        if not segment["text"].strip():
+            continue
+        if width is None:
+            yield segment["start"], segment["end"], _shown(segment["text"])
+            continue
+        from svctl import subtitles  # noqa: PLC0415 - brings unicodedata's tables
+
+        for cue in subtitles.cues(segment, width, count):
+            yield cue.start, cue.end, "\n".join(map(_shown, cue.lines))
 
 
 def tsv(whole: Transcript) -> str:
     """start, end, text of what has text; integer milliseconds, as openai-whisper writes it."""
     rows = [
-        f"{round(s['start'] * 1000)}\t{round(s['end'] * 1000)}\t{_cue_text(s)}\n"
+        f"{round(s['start'] * 1000)}\t{round(s['end'] * 1000)}\t{_shown(s['text'])}\n"
         for s in whole["segments"]
         if s["text"].strip()
     ]
     return "start\tend\ttext\n" + "".join(rows)
 
 
-def _cue_text(segment: Segment) -> str:
-    return printable(segment["text"].strip().replace("\t", " ").replace("-->", "->"))
+def _shown(text: str) -> str:
+    return printable(text.strip().replace("\t", " ").replace("-->", "->"))
 
 
 def _clock(seconds: float, mark: str) -> str:
@@ -199,16 +211,62 @@ def _clock(seconds: float, mark: str) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{mark}{milliseconds % 1000:03d}"
 
 
-WHOLE: dict[str, Callable[[Transcript], str]] = {
+def verbose_json(whole: Transcript) -> str:
+    """What whisper's `verbose_json` has of it, and each segment's tags; words in one list, as there."""
+    segments = [
+        {name: part[name] for name in ("id", "start", "end", "text", "language", "emotion", "event")}
+        for part in whole["segments"]
+    ]
+    found = {
+        "task": "transcribe",
+        "language": whole["language"],
+        "duration": whole["duration"],
+        "text": whole["text"],
+        "segments": segments,
+        "words": [word for part in whole["segments"] for word in part["words"]],
+    }
+    return json_text(found, indent=2) + "\n"
+
+
+class Style:
+    """How a transcript is written, where its format leaves a choice."""
+
+    __slots__ = ("max_line_count", "max_line_width", "tags", "timestamps")
+
+    def __init__(
+        self,
+        tags: str = "bracket",
+        *,
+        timestamps: bool = False,
+        max_line_width: int | None = None,
+        max_line_count: int | None = None,
+    ) -> None:
+        """`tags` and `timestamps` are of `text`, the others of subtitles."""
+        self.tags = tags
+        self.timestamps = timestamps
+        self.max_line_width = max_line_width
+        self.max_line_count = max_line_count
+
+
+def rendered(form: str, whole: Transcript, style: Style) -> str:
+    """The file that a format is, of one recording."""
+    if form == "text":
+        return text_lines(whole, style.tags, timestamps=style.timestamps)
+    if form in ("srt", "vtt"):
+        subtitles = srt if form == "srt" else vtt
+        return subtitles(whole, style.max_line_width, style.max_line_count)
+    return _PLAIN[form](whole)
+
+
+_PLAIN: dict[str, Callable[[Transcript], str]] = {
     "raw": raw_lines,
     "plain": plain_line,
     "json": lambda whole: json_text(whole, indent=2) + "\n",
     "jsonl": lambda whole: json_text(whole) + "\n",
-    "srt": srt,
-    "vtt": vtt,
+    "verbose_json": verbose_json,
     "tsv": tsv,
 }
-"""Every format but `text`, from the transcript of one recording."""
+"""The formats without a choice."""
 
 
 def funasr_text(whole: Transcript) -> str:

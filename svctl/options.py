@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     Option = tuple[str, tuple[str, ...], str, Any, tuple[str, ...], str]
     Values = dict[str, Any]
 
-FORMATS = ("text", "json", "jsonl", "raw", "plain", "srt", "vtt", "tsv")
-SINGLE_FORMATS = ("srt", "vtt", "tsv")
+FORMATS = ("text", "json", "jsonl", "verbose_json", "raw", "plain", "srt", "vtt", "tsv")
+SINGLE_FORMATS = ("srt", "vtt", "tsv", "verbose_json")
 """Of one recording: two in one stream, or a heading between them, are no such file any more."""
 TAGS = ("bracket", "enclosed", "emoji", "raw", "none")
 
@@ -28,9 +28,12 @@ PING_PATIENCE_S = 5.0
 MAX_PATIENCE_S = 86_400.0
 """A day; a clock can count it in milliseconds, and nobody means more."""
 
+MAX_NUMBER = 10_000
+"""Columns or lines: no screen has more."""
+
 # (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch" has
 # an off flag (the last one), and "text", "choice", "choices" (several with commas), "list" (given once or
-# more) and "seconds" take a value.
+# more), "number" (above zero) and "seconds" take a value.
 _SOCKET: Option = (
     "socket",
     ("--socket",),
@@ -105,6 +108,22 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 False,
                 (),
                 "Put [start-end] in seconds before each line of -f text (not with --tags emoji).",
+            ),
+            (
+                "max_line_width",
+                ("--max-line-width",),
+                "number",
+                None,
+                (),
+                "srt and vtt: columns of a line; Chinese and Japanese characters take two.",
+            ),
+            (
+                "max_line_count",
+                ("--max-line-count",),
+                "number",
+                None,
+                (),
+                "srt and vtt: lines of a subtitle; needs --max-line-width.",
             ),
             (
                 "vad",
@@ -264,6 +283,9 @@ def _value(option: Option, flag: str, given: str | None, rest: Iterator[str]) ->
     chosen = value.split(",") if kind == "choices" else [value]
     if (given is None and value.startswith("-")) or (allowed and not set(chosen) <= set(allowed)):
         return None
+    if kind == "number":
+        plain = value.isascii() and value.isdigit() and len(value) <= len(str(MAX_NUMBER))
+        return int(value) if plain and 0 < int(value) <= MAX_NUMBER else None
     if kind == "seconds":
         # plain decimals only; click has a sentence for the rest
         digits = value.replace(".", "", 1)

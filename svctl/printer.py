@@ -18,7 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from svctl.client import Client
     from svctl.folder import Folder
-    from svctl.formats import Transcript
     from svctl.options import Values
     from svctl.sources import Source
     from svctl.wire import Message
@@ -42,8 +41,12 @@ class Printer:
         self._connection = connection
         self._forms = formats_of(values)
         self._format = self._forms[0]
-        self._tags: str = values["tags"]
-        self._timestamps: bool = values["timestamps"]
+        self._style = formats.Style(
+            values["tags"],
+            timestamps=values["timestamps"],
+            max_line_width=values["max_line_width"],
+            max_line_count=values["max_line_count"],
+        )
         self._folder = folder
         self._several = several
         self._counts = counts
@@ -51,7 +54,7 @@ class Printer:
         self._progress: bool = values["progress"] and os.isatty(STDERR)
         self._progress_shown = False
         self._streams = self._folder is None and (
-            self._format == "raw" or (self._format == "text" and self._tags != "emoji")
+            self._format == "raw" or (self._format == "text" and self._style.tags != "emoji")
         )
         self._segments: list[Message] = []
         self._begun = 0
@@ -98,7 +101,9 @@ class Printer:
         elif self._format == "raw":
             self._write(event["raw"] + "\n", source)
         else:
-            self._write(formats.segment_line(event, self._tags, timestamps=self._timestamps), source)
+            self._write(
+                formats.segment_line(event, self._style.tags, timestamps=self._style.timestamps), source
+            )
 
     def _done(self, source: Source, event: Message) -> int:
         if event["truncated"] and not self._quiet:
@@ -111,26 +116,24 @@ class Printer:
             return 0
         whole = formats.transcript(source.label, self._segments, event)
         if self._folder is None:
-            self._write(self._rendered(self._format, whole), source)
+            self._write(formats.rendered(self._format, whole, self._style), source)
             return 0
         status = 0
         for form in self._forms:
-            if problem := self._folder.write(source.place, form, self._rendered(form, whole)):
+            if problem := self._folder.write(source.place, form, formats.rendered(form, whole, self._style)):
                 say(f"{source.label}: {problem}")
                 status = CANNOT_CREATE
         return status
-
-    def _rendered(self, form: str, whole: Transcript) -> str:
-        if form == "text":
-            return formats.text_lines(whole, self._tags, timestamps=self._timestamps)
-        return formats.WHOLE[form](whole)
 
     def _failed(self, source: Source, event: Message) -> int:
         error = source.error or error_of(event)
         say(error.message if source.error is not None else f"{source.label}: {error.message}")
         if self._format in ("json", "jsonl") and self._folder is None:
             self._write(
-                formats.WHOLE[self._format](formats.failure(source.label, error.code, error.message)), source
+                formats.rendered(
+                    self._format, formats.failure(source.label, error.code, error.message), self._style
+                ),
+                source,
             )
         return error.exit_status
 

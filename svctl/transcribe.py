@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from svctl.options import Values
 
 
+_TEXTS, _JSONS = frozenset(("text", "plain", "raw")), frozenset(("json", "verbose_json"))
+"""Formats with one file ending."""
+
+
 def _only_one(values: Values) -> str:
     """Why this run takes one recording only, or ""."""
     form = values["format"]
@@ -29,15 +33,30 @@ def _only_one(values: Values) -> str:
 
 def _mistake(values: Values, names: list[str]) -> str:
     """Why the words do not fit together, or ""."""
+    several = len(names) > 1 or values["recursive"]
+    return _of_formats(values) or _of_folders(values) or (_only_one(values) if several else "")
+
+
+def _of_formats(values: Values) -> str:
     forms = options.formats(values)
     if values["timestamps"] and "text" not in forms:
         return f"-t goes with -f text; -f {values['format']} has no use for it."
     if values["timestamps"] and values["tags"] == "emoji":
         return "-t puts times before the lines of segments; --tags emoji writes a recording as one line."
+    if values["max_line_count"] and not values["max_line_width"]:
+        return "--max-line-count counts the lines that --max-line-width makes; give both."
+    if values["max_line_width"] and not {*forms} & {"srt", "vtt"}:
+        return f"--max-line-width goes with -f srt and vtt; -f {values['format']} has no use for it."
     if len(forms) > 1 and not values["output"]:
         return f"-f {values['format']} are several files; they need -o FOLDER."
-    if len({*forms} & {"text", "plain", "raw"}) > 1:
-        return f"-f {values['format']}: text, plain and raw all are files .txt; take one of them."
+    for same, ending in ((_TEXTS, ".txt"), (_JSONS, ".json")):
+        if len(same.intersection(forms)) > 1:
+            both = " and ".join(form for form in forms if form in same)
+            return f"-f {values['format']}: {both} are files {ending} both; take one of them."
+    return ""
+
+
+def _of_folders(values: Values) -> str:
     for name, flag in (("force", "--force"), ("skip_existing", "--skip-existing")):
         if values[name] and not values["output"]:
             return f"{flag} is about transcripts in a folder; it needs -o FOLDER."
@@ -45,7 +64,7 @@ def _mistake(values: Values, names: list[str]) -> str:
         return "--force replaces transcripts and --skip-existing leaves them; take one of them."
     if (values["glob"] or values["exclude"]) and not values["recursive"]:
         return "--glob and --exclude choose among the files below folders; they need -r."
-    return _only_one(values) if len(names) > 1 or values["recursive"] else ""
+    return ""
 
 
 def prepare(values: Values, names: list[str]) -> Folder | None:

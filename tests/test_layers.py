@@ -114,7 +114,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
 """First matching module pattern -> what it may import beside the standard library."""
 
 SVCTL_FLOORS: tuple[tuple[str, ...], ...] = (
-    ("svctl", "svctl.brief", "svctl.terminal", "svctl.emoji"),
+    ("svctl", "svctl.brief", "svctl.terminal", "svctl.emoji", "svctl.subtitles"),
     ("svctl.wire",),
     ("svctl.options", "svctl.client", "svctl.formats", "svctl.status", "svctl.sources"),
     ("svctl.folder", "svctl.walk"),

@@ -149,7 +149,7 @@ def test_a_list_of_names_may_be_a_file_with_lines(svctl, server, tree):
         (["-f", "srt,json", "top.wav"], "-f srt,json are several files; they need -o FOLDER."),
         (
             ["-f", "text,plain", "-o", "out", "top.wav"],
-            "-f text,plain: text, plain and raw all are files .txt; take one of them.",
+            "-f text,plain: text and plain are files .txt both; take one of them.",
         ),
         (["--force", "top.wav"], "--force is about transcripts in a folder; it needs -o FOLDER."),
         (
@@ -171,8 +171,8 @@ def test_a_list_of_names_may_be_a_file_with_lines(svctl, server, tree):
         (
             ["-f", "srt,doc", "top.wav"],
             (
-                "Invalid value for '-f' / '--format': 'doc' is not one of 'text', 'json', 'jsonl', 'raw', "
-                "'plain', 'srt', 'vtt', 'tsv'."
+                "Invalid value for '-f' / '--format': 'doc' is not one of 'text', 'json', 'jsonl', "
+                "'verbose_json', 'raw', 'plain', 'srt', 'vtt', 'tsv'."
             ),
         ),
     ],
