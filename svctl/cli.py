@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, get_completion_class
 
 from svctl import __version__, verbs
 from svctl.options import MAX_NUMBER, MAX_PATIENCE_S, VERBS, listed
@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from svctl.options import Option
 
 _USAGE = ERRORS["invalid_request"][1]
+_EXAMPLES = """\b
+Examples:
+  svctl transcribe call.wav
+  svctl transcribe -r -f srt,json -o transcripts/ recordings/
+  ffmpeg -v error -i talk.mkv -f wav - | svctl transcribe -
+"""
+_STARTUP = {
+    "bash": 'eval "$(svctl completion bash)" in ~/.bashrc',
+    "zsh": 'eval "$(svctl completion zsh)" in ~/.zshrc',
+    "fish": "svctl completion fish > ~/.config/fish/completions/svctl.fish",
+}
 _METAVARS = {"output": "FOLDER", "files_from": "FILE", "socket": "PATH"}
 
 
@@ -59,6 +70,11 @@ class _Choices(click.ParamType[str]):
         return [CompletionItem(before + comma + word) for word in self._allowed if word.startswith(last)]
 
 
+def _files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Leave names to the shell, which knows its files best."""
+    return [CompletionItem(incomplete, type="file")]
+
+
 def _option(option: Option) -> click.Option:
     name, flags, kind, default, allowed, text = option
     settings: dict[str, Any] = {"default": default, "help": text}
@@ -79,7 +95,7 @@ def _option(option: Option) -> click.Option:
         return click.Option([*flags, name], type=bounds, metavar="N", **settings)
     if kind == "list":
         return click.Option([*flags, name], multiple=True, metavar="PATTERN", **settings)
-    return click.Option([*flags, name], metavar=_METAVARS[name], **settings)
+    return click.Option([*flags, name], metavar=_METAVARS[name], shell_complete=_files, **settings)
 
 
 def _command(verb: str) -> click.Command:
@@ -97,8 +113,29 @@ def _command(verb: str) -> click.Command:
     parameters: list[click.Parameter] = [_option(option) for option in options]
     if argument:
         # not click.Path: plain strings keep the surrogates of names that are not UTF-8
-        parameters.append(click.Argument(["names"], nargs=-1, metavar=f"{argument}..."))
+        parameters.append(
+            click.Argument(["names"], nargs=-1, metavar=f"{argument}...", shell_complete=_files)
+        )
     return click.Command(verb, callback=callback, params=parameters, help=text, short_help=text)
+
+
+def _completion() -> click.Command:
+    """Print the script by which a shell completes svctl's words."""
+
+    def callback(shell: str) -> int:
+        kind = get_completion_class(shell)
+        if kind is None:  # a click without that shell
+            raise click.UsageError(f"This click knows no completion for {shell}.")
+        click.echo(kind(click.Group("svctl"), {}, "svctl", "_SVCTL_COMPLETE").source())
+        return 0
+
+    return click.Command(
+        "completion",
+        callback=callback,
+        params=[click.Argument(["shell"], type=click.Choice(sorted(_STARTUP)))],
+        help="Print what makes a shell complete svctl's verbs and options.",
+        epilog="\b\n" + "\n".join(f"{shell}: {line}" for shell, line in sorted(_STARTUP.items())),
+    )
 
 
 def group() -> click.Group:
@@ -110,7 +147,9 @@ def group() -> click.Group:
         commands=commands,
         context_settings=settings,
         help="Talk to sensevoiced, the resident speech recogniser.",
+        epilog=_EXAMPLES,
     )
+    top.add_command(_completion())
     return click.version_option(__version__, "-V", "--version", prog_name="svctl")(top)
 
 

@@ -104,36 +104,50 @@ def _spaceless(character: str) -> bool:
     return any(low <= ord(character) <= high for low, high in _NO_SPACE_RANGES)
 
 
-def _labels(segment: Segment) -> list[str]:
-    """The tags worth saying, outermost first: unknown emotions and the event `Speech` say nothing."""
-    emotion = [] if segment["emotion"] in ("", "EMO_UNKNOWN") else [segment["emotion"]]
-    event = [] if segment["event"] in ("", "Speech", "Event_UNK") else [segment["event"]]
-    return [segment["language"].upper(), *emotion, *event]
+def _labels(segment: Segment) -> list[tuple[str, str]]:
+    """The tags worth saying and what they are of, outermost first.
+
+    Unknown emotions and the event `Speech` say nothing.
+    """
+    found = [("language", segment["language"].upper())]
+    if segment["emotion"] not in ("", "EMO_UNKNOWN"):
+        found.append(("emotion", segment["emotion"]))
+    if segment["event"] not in ("", "Speech", "Event_UNK"):
+        found.append(("event", segment["event"]))
+    return found
 
 
-def segment_line(segment: Segment, tags: str, *, timestamps: bool) -> str:
+_COLOURS = {"time": "2", "language": "36", "emotion": "33", "event": "35"}
+"""SGR parameters (ECMA-48): times recede, tags stand out."""
+
+
+def _painted(kind: str, text: str, *, colour: bool) -> str:
+    # Colours are added behind `printable`: what was said cannot bring its own.
+    text = printable(text)
+    return f"\x1b[{_COLOURS[kind]}m{text}\x1b[0m" if colour and text and kind in _COLOURS else text
+
+
+def segment_line(segment: Segment, tags: str, *, timestamps: bool, colour: bool = False) -> str:
     """One line of `-f text`, with its line end; empty where there is nothing to show.
 
     `tags` is any of options.TAGS but `emoji`; `none` shows nothing of an event without speech.
     """
     text = segment["text"].strip()
+    labels = [(kind, f"[{label}]") for kind, label in _labels(segment)]
     if tags == "raw":
-        line = segment["raw"]
+        parts = [("text", segment["raw"])]
     elif tags == "bracket":
-        line = "".join(f"[{label}]" for label in _labels(segment)) + (" " + text if text else "")
+        parts = [*labels, ("text", " " + text if text else "")]
     elif tags == "enclosed":
-        labels = [label for label in _labels(segment) if label != "NEUTRAL"]
-        line = (
-            "".join(f"[{label}]" for label in labels)
-            + text
-            + "".join(f"[{label}]" for label in reversed(labels))
-        )
+        labels = [label for label in labels if label[1] != "[NEUTRAL]"]
+        parts = [*labels, ("text", text), *reversed(labels)]
     else:
-        line = text
+        parts = [("text", text)]
+    line = "".join(_painted(kind, part, colour=colour) for kind, part in parts)
     if not line:
         return ""
-    span = f"[{segment['start']:.2f}-{segment['end']:.2f}] " if timestamps else ""
-    return printable(span + line) + "\n"
+    span = f"[{segment['start']:.2f}-{segment['end']:.2f}]" if timestamps else ""
+    return (_painted("time", span, colour=colour) + " " if span else "") + line + "\n"
 
 
 def text_lines(whole: Transcript, tags: str, *, timestamps: bool) -> str:

@@ -5,34 +5,37 @@ Imported only once the daemon is at work.
 
 from __future__ import annotations
 
-import os
-import time
-
 from svctl import formats
 from svctl.client import error_of
 from svctl.options import SINGLE_FORMATS
 from svctl.options import formats as formats_of
-from svctl.terminal import CANNOT_CREATE, STDERR, STDOUT, encoded, printable, say, write_stderr, write_stdout
+from svctl.terminal import CANNOT_CREATE, STDOUT, encoded, in_colour, printable, say, write_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from svctl.client import Client
     from svctl.folder import Folder
     from svctl.options import Values
+    from svctl.progress import Progress
     from svctl.sources import Source
     from svctl.wire import Message
 
 _PIPE_BYTES = 4_096
 """PIPE_BUF: a pipe that polls writable takes so much without blocking."""
-_CLEAR = "\r\x1b[K"
-"""Back to the start of the line, and the line empty (ECMA-48 EL)."""
 
 
 class Printer:
     """Writes recordings one after the other; what needs no whole recording appears segment by segment."""
 
     def __init__(
-        self, connection: Client, values: Values, folder: Folder | None, *, several: bool, counts: bool
+        self,
+        connection: Client,
+        values: Values,
+        folder: Folder | None,
+        progress: Progress,
+        *,
+        several: bool,
+        counts: bool,
     ) -> None:
         """`folder` is where `-o` writes; `several` asks for what tells recordings apart.
 
@@ -51,30 +54,29 @@ class Printer:
         self._several = several
         self._counts = counts
         self._quiet: bool = values["quiet"]
-        self._progress: bool = values["progress"] and os.isatty(STDERR)
-        self._progress_shown = False
+        self._progress = progress
+        self._colour = folder is None and in_colour(values["color"], STDOUT)
         self._streams = self._folder is None and (
             self._format == "raw" or (self._format == "text" and self._style.tags != "emoji")
         )
         self._segments: list[Message] = []
         self._begun = 0
         self._headed = False
-        self._began_s = time.monotonic()
         self._transcribed = self._failures = 0
-        self._audio_s = 0.0
 
     def event(self, source: Source, event: Message) -> int:
         """Write what can be written now; returns the exit status of a recording that has failed, else 0."""
         kind = event["type"]
         if kind == "progress":
-            self._show_progress(source, event)
+            self._progress.show(source.label, event)
         elif kind == "segment":
             self._segment(source, event)
         elif kind in ("done", "error"):
-            self._clear_progress()
+            self._progress.clear()
             status = self._done(source, event) if kind == "done" else self._failed(source, event)
             self._transcribed += not status
             self._failures += bool(status)
+            self._progress.ended(event["duration"] if kind == "done" else 0.0)
             self._segments = []
             self._headed = False
             return status
@@ -88,11 +90,10 @@ class Printer:
             self._sum_up(skipped)
 
     def _sum_up(self, skipped: int) -> None:
-        took_s = time.monotonic() - self._began_s
         counts = [f"{self._transcribed} transcribed", f"{self._failures} failed"]
         if skipped:
             counts.append(f"{skipped} were there already")
-        audio = f"{self._audio_s:.0f} s of audio in {took_s:.1f} s"
+        audio = f"{self._progress.audio_s:.0f} s of audio in {self._progress.took_s:.1f} s"
         say(f"{', '.join(counts)}; {audio}.")
 
     def _segment(self, source: Source, event: Message) -> None:
@@ -101,16 +102,17 @@ class Printer:
         elif self._format == "raw":
             self._write(event["raw"] + "\n", source)
         else:
-            self._write(
-                formats.segment_line(event, self._style.tags, timestamps=self._style.timestamps), source
-            )
+            self._write(self._line(event), source)
+
+    def _line(self, event: Message) -> str:
+        style = self._style
+        return formats.segment_line(event, style.tags, timestamps=style.timestamps, colour=self._colour)
 
     def _done(self, source: Source, event: Message) -> int:
         if event["truncated"] and not self._quiet:
             say(f"{source.label}: the recording is damaged or broke off; this is what could be read of it.")
         if not event["segments"] and not self._quiet:
             say(f"{source.label}: no speech was found.")
-        self._audio_s += event["duration"]
         if self._streams:
             self._write("", source)
             return 0
@@ -137,21 +139,9 @@ class Printer:
             )
         return error.exit_status
 
-    def _show_progress(self, source: Source, event: Message) -> None:
-        if self._progress:
-            self._progress_shown = True
-            write_stderr(
-                f"{_CLEAR}{printable(source.label)}: {event['recognised_s']:.0f}/{event['decoded_s']:.0f} s"
-            )
-
-    def _clear_progress(self) -> None:
-        if self._progress_shown:
-            self._progress_shown = False
-            write_stderr(_CLEAR)
-
     def _write(self, text: str, source: Source) -> None:
         # what tells several recordings apart: an array for json, headings as head(1) writes them for people
-        self._clear_progress()
+        self._progress.clear()
         if self._several and not self._headed:
             if self._format == "json":
                 text = (",\n" if self._begun else "[\n") + text

@@ -159,6 +159,11 @@ class Names:
         self.descriptor = descriptor
         """What to wait for when no name is there; -1 once all names are known."""
 
+    @property
+    def total(self) -> int | None:
+        """How many recordings there are; None while a list or a folder may still bring more."""
+        return self._seen if self.descriptor < 0 and self._below is None else None
+
     def next(self) -> Source | None:
         """The next recording, opened; None when none is left or none is there yet.
 

@@ -119,7 +119,7 @@ class Run:
                 return walk.walk(root, wanted)
 
         fields = {"language": values["language"], "itn": values["itn"], "vad": values["vad"]}
-        run_names = sources.Names(
+        self._names = sources.Names(
             names,
             _list(values),
             ended_by=b"\0" if values["null"] else b"\n",
@@ -127,7 +127,7 @@ class Run:
             only_one=_only_one(values),
         )
         patience_s = options.patience_s("transcribe", values)
-        self._pipeline = pipeline.Pipeline(run_names, fields, patience_s=patience_s, wanted=self._wanted)
+        self._pipeline = pipeline.Pipeline(self._names, fields, patience_s=patience_s, wanted=self._wanted)
 
     def _wanted(self, source: sources.Source) -> bool:
         if self._folder is None or self._folder.claim(source):
@@ -145,10 +145,15 @@ class Run:
         Raises WireError when the connection fails, OutputError and BrokenPipeError when the output does.
         """
         from svctl.printer import Printer  # noqa: PLC0415 - the daemon has its requests and is at work
+        from svctl.progress import Progress  # noqa: PLC0415
 
         wire.load_codec()
         counts = self._many or (self._several and self._folder is not None)
-        printer = Printer(connection, self._values, self._folder, several=self._several, counts=counts)
+        wanted = self._values["progress"] and not self._values["quiet"]
+        progress = Progress(wanted=wanted, total=lambda: self._names.total)
+        printer = Printer(
+            connection, self._values, self._folder, progress, several=self._several, counts=counts
+        )
         status = 0
         for source, event in self._pipeline.run():
             failed = printer.event(source, event)

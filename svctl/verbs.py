@@ -5,11 +5,12 @@ Shared by the quick path and by click, and so never imports click.
 
 from __future__ import annotations
 
+import os
 import time
 
 from svctl import options, wire
 from svctl.connect import connect
-from svctl.terminal import OutputError, encoded, printable, say, write_stdout
+from svctl.terminal import STDOUT, OutputError, encoded, printable, say, write_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 INTERRUPTED = wire.ERRORS["cancelled"][1]
 BROKEN_PIPE = 128 + 13
 """What a shell reports for a program that SIGPIPE ended, such as `yes | head`."""
+_WATCH_S = 1.0
+_SCREEN = "\x1b[H\x1b[2J"
+"""Home, and the screen empty (ECMA-48 CUP, ED)."""
 _LOADING_PATIENCE_S = 5.0
 """Even --no-wait and --wait 0 give a daemon time to say hello and to answer: 'do not queue' is not 'be
 instant'."""
@@ -79,17 +83,22 @@ class _Call:
         self._asked = connection.request(self._kind)
 
     def finish(self, connection: Client) -> int:
-        """Wait for the answer and print it."""
-        event = connection.call(
-            self._kind,
-            self._answer,
-            patience_s=max(0.0, self._deadline - time.monotonic()),
-            answer_s=_LOADING_PATIENCE_S,
-            asked=self._asked,
-        )
-        if not self._values.get("quiet"):
-            write_stdout(encoded(self._printed(connection, self._values, event)))
-        return 0
+        """Wait for the answer and print it; with --watch again and again."""
+        asked: int | None = self._asked
+        while True:
+            event = connection.call(
+                self._kind,
+                self._answer,
+                patience_s=max(0.0, self._deadline - time.monotonic()),
+                answer_s=_LOADING_PATIENCE_S,
+                asked=asked,
+            )
+            if not self._values.get("quiet"):
+                write_stdout(encoded(self._printed(connection, self._values, event)))
+            if not self._values.get("watch"):
+                return 0
+            asked = None
+            time.sleep(_WATCH_S)
 
 
 def _ping(connection: Client, _values: Values, _event: Message) -> str:
@@ -103,11 +112,12 @@ def _reload(_connection: Client, _values: Values, event: Message) -> str:
 def _status(_connection: Client, values: Values, event: Message) -> str:
     from svctl import formats, status  # noqa: PLC0415
 
-    return (
-        formats.json_text(event["status"], indent=2) + "\n"
-        if values["json"]
-        else status.table(event["status"])
-    )
+    if values["json"]:
+        return formats.json_text(event["status"], indent=None if values["watch"] else 2) + "\n"
+    table = status.table(event["status"])
+    if not values["watch"]:
+        return table
+    return _SCREEN + table if os.isatty(STDOUT) else table + "\n"
 
 
 _CALLS = {

@@ -116,7 +116,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
 SVCTL_FLOORS: tuple[tuple[str, ...], ...] = (
     ("svctl", "svctl.brief", "svctl.terminal", "svctl.emoji", "svctl.subtitles"),
     ("svctl.wire",),
-    ("svctl.options", "svctl.client", "svctl.formats", "svctl.status", "svctl.sources"),
+    ("svctl.options", "svctl.client", "svctl.formats", "svctl.status", "svctl.sources", "svctl.progress"),
     ("svctl.folder", "svctl.walk"),
     ("svctl.connect", "svctl.pipeline", "svctl.printer"),
     ("svctl.transcribe",),

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness.fake_server import Peer, done, segment
+from harness.fake_server import done, segment
 
 import svctl as package
 from svctl import wire
@@ -59,6 +59,16 @@ def test_reload_says_what_came_of_it(svctl, serve):
     serve(lambda peer, message: peer.send(answers.pop(0) | {"id": message["id"]}))
     assert svctl("reload") == (0, "log_level applied; model needs a restart.\n", "")
     assert svctl("reload") == (78, "", "svctl: threads is no number.\n")
+
+
+def test_a_watched_status_comes_again_until_ctrl_c(start, server):
+    """A table after the other, an object a line as JSON; one request each over the same connection."""
+    process = start("status", "--watch", "--json")
+    first, second = (json.loads(process.stdout.readline()) for _ in range(2))
+    assert first == second == server.status
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert [request["type"] for request in server.requests][:2] == ["status", "status"]
 
 
 def test_status_is_a_table_or_json(svctl, server):
@@ -291,12 +301,6 @@ def test_help_that_cannot_be_written_is_one_sentence(start, svctl):
     os.close(reader)
     assert svctl("--help", stdout=writer) == (141, "", "")
     os.close(writer)
-
-
-def test_completion_reaches_the_shell(svctl):
-    """What a shell asks for completing is answered."""
-    status, out, _ = svctl(env={"_SVCTL_COMPLETE": "zsh_source"})
-    assert (status, "compdef" in out) == (0, True)
 
 
 def test_an_interrupt_while_modules_load_is_quiet(environment, tmp_path):
@@ -846,22 +850,3 @@ def test_damaged_and_silent_recordings_are_noted(svctl, serve, files):
         "",
         [],
     )
-
-
-def test_progress_is_shown_on_a_terminal_only(start, serve, files):
-    """--progress writes to a terminal's standard error, and clears its line before anything else is said."""
-
-    def script(peer, message):
-        peer.send({"type": "progress", "id": message["id"], "decoded_s": 30.4, "recognised_s": 10.0})
-        Peer.answer(peer, message)
-
-    serve(script)
-    leader, follower = pty.openpty()
-    try:
-        process = start("transcribe", "--progress", "first.wav", stderr=follower)
-        assert process.communicate(timeout=20)[0] == b"[EN][NEUTRAL] hello\n[EN][NEUTRAL] world\n"
-        assert os.read(leader, 1_000) == b"\r\x1b[Kfirst.wav: 10/30 s\r\x1b[K"
-    finally:
-        os.close(leader)
-        os.close(follower)
-    assert start("transcribe", "--progress", "first.wav").communicate(timeout=20)[1] == b""
