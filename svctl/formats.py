@@ -31,7 +31,7 @@ _NO_SPACE_RANGES = (
 
 def transcript(label: str, segments: Iterable[Message], done: Message) -> Transcript:
     """The JSON object of one recording, from its `segment` events and its `done`."""
-    parts = [_segment(event) for event in segments]
+    parts = [segment_object(event) for event in segments]
     return {
         "file": label,
         "duration": _seconds(done["duration"]),
@@ -48,7 +48,8 @@ def failure(label: str, code: str, message: str) -> Transcript:
     return {"file": label, "error": {"code": code, "message": message}}
 
 
-def _segment(event: Message) -> Segment:
+def segment_object(event: Message) -> Segment:
+    """The JSON object of one segment, from its event."""
     return {
         "id": event["index"],
         "start": _seconds(event["start"]),
@@ -281,6 +282,8 @@ _PLAIN: dict[str, Callable[[Transcript], str]] = {
     "tsv": tsv,
 }
 """The formats without a choice."""
+FORMS = ("text", "srt", "vtt", *_PLAIN)
+"""All that `rendered` knows."""
 
 
 def funasr_text(whole: Transcript) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from svctl.sources import Names, Source
+    from svctl.sources import Recordings, Source
     from svctl.wire import Message
 
 IN_FLIGHT = 6
@@ -63,19 +63,22 @@ class Pipeline:
 
     def __init__(
         self,
-        names: Names,
+        names: Recordings,
         options: dict[str, Any],
         *,
         patience_s: float,
+        timeout_s: float | None = None,
         wanted: Callable[[Source], bool] = lambda _source: True,
     ) -> None:
         """`options` are fields of every request; a daemon that stays full for `patience_s` is an error.
 
+        After `timeout_s` the run ends with WireError `timeout`, whatever has not been answered.
         `wanted` says whether a recording is to be transcribed; it may give the source an error instead.
         """
         self._connection: client.Client
         self._names = names
         self._wanted = wanted
+        self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._options = options
         self._patience_s = patience_s
         self._jobs: list[_Job] = []
@@ -171,6 +174,10 @@ class Pipeline:
             upload = None
         names_wanted = self._names.descriptor if len(self._jobs) < IN_FLIGHT else -1
         readable = upload.source.descriptor if upload is not None else names_wanted
+        if self._ends_s is not None:
+            if now >= self._ends_s:
+                raise wire.WireError("timeout", "The daemon has not answered in the time that it was given.")
+            pauses.append(self._ends_s - now)
         ready = self._connection.wait(min(pauses) if pauses else None, readable=readable)
         if ready and upload is not None:
             self._upload(upload)

@@ -132,6 +132,18 @@ def _open_stdin() -> Source:
     return Source("-", os.dup(STDIN), streamed=not passed)
 
 
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Recordings(Protocol):
+        """What gives the recordings of a run one by one."""
+
+        descriptor: int
+
+        def next(self) -> Source | None:
+            """See Names.next."""
+
+
 class Names:
     """The recordings of a run: those that are named, or listed in a descriptor, and those below folders."""
 
