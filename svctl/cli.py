@@ -75,6 +75,10 @@ def _files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> lis
     return [CompletionItem(incomplete, type="file")]
 
 
+def _completer(argument: str) -> Any:
+    return _files if argument == "FILE" else None
+
+
 def _option(option: Option) -> click.Option:
     name, flags, kind, default, allowed, text = option
     settings: dict[str, Any] = {"default": default, "help": text}
@@ -104,7 +108,8 @@ def _command(verb: str) -> click.Command:
     def callback(**values: Any) -> int:
         names = list(values.pop("names", ()))
         if argument and not names and not listed(values):
-            raise click.UsageError("Name at least one FILE, or - for standard input.")
+            hint = ", or - for standard input" if argument == "FILE" else ""
+            raise click.UsageError(f"Name at least one {argument}{hint}.")
         if names and listed(values):
             flag = "--files-from" if values["files_from"] else "-0"
             raise click.UsageError(f"{flag} takes the names from a list; name no FILE beside it.")
@@ -114,7 +119,7 @@ def _command(verb: str) -> click.Command:
     if argument:
         # not click.Path: plain strings keep the surrogates of names that are not UTF-8
         parameters.append(
-            click.Argument(["names"], nargs=-1, metavar=f"{argument}...", shell_complete=_files)
+            click.Argument(["names"], nargs=-1, metavar=f"{argument}...", shell_complete=_completer(argument))
         )
     return click.Command(verb, callback=callback, params=parameters, help=text, short_help=text)
 

@@ -52,6 +52,8 @@ class Client:
         sock.setblocking(False)
         self.path = path
         self.server = ""
+        self.minor = 0
+        """The minor version of the protocol that the daemon speaks."""
         self.unfinished: set[int] = set()
         """Ids of transcriptions that have not ended: what Ctrl-C has to cancel."""
         self._socket = sock
@@ -86,6 +88,7 @@ class Client:
                 f"this svctl {wire.VERSION_MAJOR}.{wire.VERSION_MINOR}; install the same version of both.",
             )
         self.server = welcome["server"]
+        self.minor = welcome["minor"]
 
     def send(self, message: Message, descriptor: int = -1) -> None:
         """Queue a message and send what the socket takes.

@@ -168,7 +168,7 @@ def plain_line(whole: Transcript) -> str:
     return printable(whole["text"]) + "\n"
 
 
-def json_text(whole: Transcript, *, indent: int | None = None) -> str:
+def json_text(whole: Any, *, indent: int | None = None) -> str:
     """JSON in UTF-8 characters, without a line end."""
     import json  # noqa: PLC0415 - 9 ms that only JSON output has to pay
 

@@ -229,6 +229,22 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
             _SOCKET,
         ),
     ),
+    "ps": (
+        "",
+        "Show the requests that are not finished: yours, or everybody's for root.",
+        (("json", ("--json",), "flag", False, (), "Write them as JSON."), _wait(PATIENCE_S), _SOCKET),
+    ),
+    "cancel": (
+        "JOB",
+        "End unfinished requests by their number in `svctl ps`.",
+        (_QUIET, _wait(PATIENCE_S), _SOCKET),
+    ),
+    "models": (
+        "",
+        "Show which models the daemon has, and which one is loaded.",
+        (("json", ("--json",), "flag", False, (), "Write them as JSON."), _wait(PATIENCE_S), _SOCKET),
+    ),
+    "version": ("", "Show the version of svctl and of the daemon.", (_wait(PING_PATIENCE_S), _SOCKET)),
     "ping": ("", "Ask the daemon for a sign of life.", (_QUIET, _wait(PING_PATIENCE_S), _SOCKET)),
     "reload": ("", "Let the daemon read its configuration again.", (_QUIET, _wait(PATIENCE_S), _SOCKET)),
 }
@@ -242,7 +258,7 @@ def patience_s(verb: str, values: Values) -> float:
     wait: float | None = values["wait"]
     if wait is not None:
         return wait
-    return PING_PATIENCE_S if verb == "ping" else PATIENCE_S
+    return PING_PATIENCE_S if verb in ("ping", "version") else PATIENCE_S
 
 
 def parse(verb: str, arguments: list[str]) -> tuple[Values, list[str]] | None:
@@ -278,7 +294,7 @@ def parse(verb: str, arguments: list[str]) -> tuple[Values, list[str]] | None:
 
 def listed(values: Values) -> bool:
     """Whether the file names come from a list."""
-    return bool(values["null"] or values["files_from"])
+    return bool(values.get("null") or values.get("files_from"))
 
 
 def formats(values: Values) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from svctl import options, wire
+from svctl import __version__, options, wire
 from svctl.connect import connect
 from svctl.terminal import STDOUT, OutputError, encoded, printable, say, write_stdout
 
@@ -61,11 +61,13 @@ def run(verb: str, values: Values, names: list[str]) -> int:
             connection.close()
 
 
-def _work(verb: str, values: Values, names: list[str]) -> Run | _Call:
+def _work(verb: str, values: Values, names: list[str]) -> Run | _Call | _Cancel:
     if verb == "transcribe":
         from svctl.transcribe import Run  # noqa: PLC0415 - a ping needs none of it
 
         return Run(values, names)
+    if verb == "cancel":
+        return _Cancel(values, names)
     return _Call(verb, values)
 
 
@@ -84,6 +86,7 @@ class _Call:
 
     def finish(self, connection: Client) -> int:
         """Wait for the answer and print it; with --watch again and again."""
+        _needs(connection, self._kind)
         asked: int | None = self._asked
         while True:
             event = connection.call(
@@ -99,6 +102,79 @@ class _Call:
                 return 0
             asked = None
             time.sleep(_WATCH_S)
+
+
+class _Cancel:
+    """The verb `cancel`: one request for each number."""
+
+    def __init__(self, values: Values, names: list[str]) -> None:
+        for name in names:
+            if not (name.isascii() and name.isdigit() and 0 < int(name) <= wire.MAX_ID):
+                sentence = f"{name} is no number of a request: `svctl ps` shows them."
+                raise wire.WireError("invalid_request", sentence)
+        self._jobs = [int(name) for name in names]
+        self._quiet: bool = values["quiet"]
+        self._patience_s = options.patience_s("cancel", values)
+        self._asked: list[int] = []
+
+    def begin(self, connection: Client) -> None:
+        """Ask for all of them."""
+        self._asked = [connection.request("drop", job=job) for job in self._jobs]
+
+    def finish(self, connection: Client) -> int:
+        """Say what came of each; the first that failed decides the exit status."""
+        _needs(connection, "drop")
+        status = 0
+        deadline = time.monotonic() + max(self._patience_s, _LOADING_PATIENCE_S)
+        for job, asked in zip(self._jobs, self._asked, strict=True):
+            try:
+                connection.answer(asked, "dropped", deadline)
+            except wire.WireError as error:
+                if error.request is None:
+                    raise
+                say(error.message)
+                status = status or error.exit_status
+            else:
+                if not self._quiet:
+                    write_stdout(encoded(f"job {job} is cancelled\n"))
+        return status
+
+
+def _needs(connection: Client, kind: str) -> None:
+    """Raise WireError `unsupported` where the daemon is older than a request."""
+    if connection.minor < wire.SINCE.get(kind, 0):
+        raise wire.WireError(
+            "unsupported",
+            f"The daemon at {connection.path} ({connection.server}) speaks protocol {wire.VERSION_MAJOR}."
+            f"{connection.minor}, which has no {kind}; upgrade it to the version of this svctl.",
+        )
+
+
+def _jobs(_connection: Client, values: Values, event: Message) -> str:
+    from svctl import formats, status  # noqa: PLC0415
+
+    return formats.json_text(event["jobs"], indent=2) + "\n" if values["json"] else status.jobs(event["jobs"])
+
+
+def _models(_connection: Client, values: Values, event: Message) -> str:
+    from svctl import formats, status  # noqa: PLC0415
+
+    loaded = event["status"].get("model")
+    names = sorted({*event["status"].get("models", ()), *([loaded] if loaded else ())})
+    if values["json"]:
+        return (
+            formats.json_text([{"name": name, "loaded": name == loaded} for name in names], indent=2) + "\n"
+        )
+    return status.models(names, loaded)
+
+
+def _version(connection: Client, _values: Values, _event: Message) -> str:
+    ours = f"{wire.VERSION_MAJOR}.{wire.VERSION_MINOR}"
+    theirs = f"{wire.VERSION_MAJOR}.{connection.minor}"
+    return (
+        f"svctl/{__version__}, protocol {ours}\n"
+        f"{printable(connection.server)}, protocol {theirs}, at {connection.path}\n"
+    )
 
 
 def _ping(connection: Client, _values: Values, _event: Message) -> str:
@@ -124,5 +200,8 @@ _CALLS = {
     "ping": ("ping", "pong", _ping),
     "reload": ("reload", "reloaded", _reload),
     "status": ("status", "status", _status),
+    "models": ("status", "status", _models),
+    "version": ("ping", "pong", _version),
+    "ps": ("jobs", "jobs", _jobs),
 }
 """Verbs that are one request: verb to request, answering event, and what is printed of it."""

@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness.fake_server import done, segment
+from harness.fake_server import Peer, done, segment
 
 import svctl as package
+from svctl import __version__ as svctl_version
 from svctl import wire
 
 DAMAGED = "the recording is damaged or broke off; this is what could be read of it."
@@ -59,6 +60,72 @@ def test_reload_says_what_came_of_it(svctl, serve):
     serve(lambda peer, message: peer.send(answers.pop(0) | {"id": message["id"]}))
     assert svctl("reload") == (0, "log_level applied; model needs a restart.\n", "")
     assert svctl("reload") == (78, "", "svctl: threads is no number.\n")
+
+
+JOB = {"job": 7, "uid": 0, "pid": 1, "label": "a b.wav", "state": "running", "age_s": 61.5}
+
+
+def test_ps_lists_the_unfinished_requests(svctl, server):
+    """A line each with names that cannot drive a terminal, or JSON; nothing but a heading when idle."""
+    assert svctl("ps") == (0, "JOB  USER  STATE  AGE  READ  DONE  FILE\n", "")
+    server.jobs = [{**JOB, "decoded_s": 30.0, "recognised_s": 12.25}, {**JOB, "job": 12, "label": "\x1b[2J"}]
+    assert svctl("ps")[1].splitlines() == [
+        "JOB  USER  STATE    AGE        READ    DONE    FILE",
+        "7    root  running  1 min 1 s  30.0 s  12.2 s  a b.wav",
+        r"12   root  running  1 min 1 s  -       -       \x1b[2J",
+    ]
+    assert json.loads(svctl("ps", "--json")[1]) == server.jobs
+
+
+def test_cancel_ends_requests_by_their_number(svctl, serve):
+    """Each is told of; the first that is not there decides the exit status."""
+
+    def script(peer, message):
+        if message["type"] == "drop" and message["job"] == 2:
+            fields = {"code": "not_found", "message": "You have no unfinished job 2."}
+            peer.send({"type": "error", "id": message["id"], **fields})
+        else:
+            Peer.answer(peer, message)
+
+    server = serve(script)
+    assert svctl("cancel", "1", "2", "3") == (
+        66,
+        "job 1 is cancelled\njob 3 is cancelled\n",
+        "svctl: You have no unfinished job 2.\n",
+    )
+    assert [request["job"] for request in server.requests] == [1, 2, 3]
+    assert svctl("cancel", "-q", "1") == (0, "", "")
+    assert svctl("cancel", "call.wav") == (
+        64,
+        "",
+        "svctl: call.wav is no number of a request: `svctl ps` shows them.\n",
+    )
+    assert svctl("cancel") == (64, "", "svctl: Name at least one JOB.\n")
+
+
+def test_models_tells_which_is_loaded(svctl, server):
+    """The names of the daemon, the loaded one marked, also where it is a folder of no name."""
+    server.status |= {"model": "mine", "models": ["demo", "iic/SenseVoiceSmall"]}
+    assert svctl("models") == (0, "  demo\n  iic/SenseVoiceSmall\n* mine (loaded)\n", "")
+    assert json.loads(svctl("models", "--json")[1])[0] == {"name": "demo", "loaded": False}
+
+
+def test_version_is_of_both_sides(svctl, server):
+    """Svctl's and the daemon's, with the protocol that each speaks."""
+    ours = f"{wire.VERSION_MAJOR}.{wire.VERSION_MINOR}"
+    lines = [f"svctl/{svctl_version}, protocol {ours}", f"fake/1.0, protocol {ours}, at {server.path}"]
+    assert svctl("version") == (0, "\n".join(lines) + "\n", "")
+
+
+@pytest.mark.parametrize(("words", "kind"), [(["ps"], "jobs"), (["cancel", "1"], "drop")])
+def test_an_older_daemon_is_named_with_what_it_lacks(svctl, serve, words, kind):
+    """One sentence and 69; what it knows, it still does."""
+    serve(minor=0)
+    status, _, err = svctl(*words)
+    assert status == 69
+    assert f"speaks protocol 1.0, which has no {kind}; upgrade it" in err
+    assert err.count("\n") == 1
+    assert svctl("ping")[0] == 0
 
 
 def test_a_watched_status_comes_again_until_ctrl_c(start, server):
@@ -450,7 +517,7 @@ def test_a_newer_daemon_is_one_line_with_both_versions(svctl, serve):
     status, out, err = svctl("ping")
     assert (status, out) == (69, "")
     assert err == (
-        f"svctl: The daemon at {server.path} speaks protocol 2.0 and this svctl 1.0; "
+        f"svctl: The daemon at {server.path} speaks protocol 2.1 and this svctl 1.1; "
         "install the same version of both.\n"
     )
 
