@@ -110,6 +110,19 @@ def test_models_tells_which_is_loaded(svctl, server):
     assert json.loads(svctl("models", "--json")[1])[0] == {"name": "demo", "loaded": False}
 
 
+def test_bench_measures_this_machine(svctl, server):
+    """A row for a ping and for each length of clip; JSON has the same; every clip goes through whole."""
+    status, out, _ = svctl("bench", "--seconds", "0.1")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["ping", "1", "5", "15"]
+    asked = [request for request in server.requests if request["type"] == "transcribe"]
+    assert len(asked) >= 6
+    assert not any(request["vad"] for request in asked)
+    found = json.loads(svctl("bench", "--seconds=0.1", "--json")[1])
+    assert [row["what"] for row in found["rows"]] == ["ping", "1 s clip", "5 s clip", "15 s clip"]
+    assert all(0 < row["p50_s"] <= row["p95_s"] for row in found["rows"])
+
+
 def test_version_is_of_both_sides(svctl, server):
     """Svctl's and the daemon's, with the protocol that each speaks."""
     ours = f"{wire.VERSION_MAJOR}.{wire.VERSION_MINOR}"
