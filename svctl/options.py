@@ -254,6 +254,16 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
         "Show which models the daemon has, and which one is loaded.",
         (("json", ("--json",), "flag", False, (), "Write them as JSON."), _wait(PATIENCE_S), _SOCKET),
     ),
+    "bench": (
+        "",
+        "Measure how fast this machine answers: clips of noise of 1, 5 and 15 s, one after another.",
+        (
+            ("seconds", ("--seconds",), "seconds", 10.0, (), "How long to measure (default: 10)."),
+            ("json", ("--json",), "flag", False, (), "Write it as JSON."),
+            _wait(PATIENCE_S),
+            _SOCKET,
+        ),
+    ),
     "version": ("", "Show the version of svctl and of the daemon.", (_wait(PING_PATIENCE_S), _SOCKET)),
     "ping": ("", "Ask the daemon for a sign of life.", (_QUIET, _wait(PING_PATIENCE_S), _SOCKET)),
     "reload": ("", "Let the daemon read its configuration again.", (_QUIET, _wait(PATIENCE_S), _SOCKET)),

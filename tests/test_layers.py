@@ -122,7 +122,7 @@ SVCTL_FLOORS: tuple[tuple[str, ...], ...] = (
     ("svctl.folder", "svctl.walk"),
     ("svctl.recording", "svctl.results"),
     ("svctl.connect", "svctl.pipeline", "svctl.printer"),
-    ("svctl.transcribe", "svctl.library"),
+    ("svctl.transcribe", "svctl.library", "svctl.bench"),
     ("svctl.asynchronous",),
     ("svctl.verbs",),
     ("svctl.cli",),

@@ -131,7 +131,7 @@ class _Recorder:
 
 
 def settings_of(text: str) -> str:
-    """Every setting of the commented settings file: comments are the text of the settings right below them."""
+    """Every setting of the commented settings file: a comment is the text of the settings below it."""
     _header, *paragraphs = text.strip().split("\n\n")
     out = ["## Of the daemon"]
     for paragraph in paragraphs:

@@ -5,8 +5,8 @@ The Markdown: `#` and `##` headings, paragraphs, fenced code, a backslash for a 
     `-q`, `--quiet`
     :   Print errors only.
 
-with `code` in bold, *WORDS* in italics, and flags in bold wherever they stand. A converter (pandoc, scdoc) would
-be one more program for everybody who runs `make install`; argparse-manpage and click-man need packages too.
+with `code` in bold, *WORDS* in italics, and flags in bold wherever they stand. A converter (pandoc, scdoc)
+would be one more program for whoever runs `make install`; argparse-manpage and click-man need packages too.
 """
 
 from __future__ import annotations
