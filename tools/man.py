@@ -76,8 +76,6 @@ def _option(option: options.Option) -> str:
         text += (
             f" {'One or more, with commas,' if kind == 'choices' else 'One'} of {_choices(allowed, default)}."
         )
-    elif default:
-        text += f" The default is `{default}`."
     return _definition(f"{_codes(flags)} *{value}*", text)
 
 
