@@ -31,6 +31,16 @@ MAX_PATIENCE_S = 86_400.0
 MAX_NUMBER = 10_000
 """Columns or lines: no screen has more."""
 
+METAVARS = {
+    "output": "FOLDER",
+    "files_from": "FILE",
+    "socket": "PATH",
+    "seconds": "SECONDS",
+    "number": "N",
+    "list": "PATTERN",
+}
+"""How help writes the value of an option: by its name, or else by its kind."""
+
 # (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch" has
 # an off flag (the last one), and "text", "choice", "choices" (several with commas), "list" (given once or
 # more), "number" (above zero) and "seconds" take a value.
