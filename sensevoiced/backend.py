@@ -103,6 +103,7 @@ class Backend:
         allocated, total = await self._read_device_memory() or (None, None)
         return {
             "model": self._parts.model,
+            "models": list(self._parts.models),
             "vad": self._parts.vad,
             "engine": info.name if info else self._config.engine,
             "device": info.device if info else self._config.device,

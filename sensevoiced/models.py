@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sensevoiced.config import ConfigError
+from sensevoiced.config import DEFAULT_ASR, DEFAULT_VAD, ConfigError
 from sensevoiced.features import FrontendSpec
 from sensevoiced.jobs import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-DEFAULT_ASR = "iic/SenseVoiceSmall"
-DEFAULT_VAD = "iic/speech_fsmn_vad_zh-cn-16k-common-pytorch"
 
 ALIASES: Mapping[str, str] = {
     "SenseVoiceSmall": DEFAULT_ASR,
@@ -103,6 +100,28 @@ def find_vad(name: str, models_dir: Path, *, beside: AsrModel) -> VadModel:
         name = DEFAULT_VAD
     path = _locate(name, models_dir, option="--vad", demo=DEMO_DIR / "vad")
     return read_vad(_display_name(name, path), path)
+
+
+def present(models_dir: Path) -> tuple[str, ...]:
+    """Name the recognition models that can be chosen by name: the demo, and those below `models_dir`.
+
+    Looks at their config.yaml alone; a folder that cannot be read is left out.
+    """
+    found = [DEMO] if _says_asr(DEMO_DIR) else []
+    try:
+        folders = sorted(models_dir.glob("*/*"))
+    except OSError:
+        folders = []
+    names = (f"{folder.parent.name}/{folder.name}" for folder in folders if _says_asr(folder))
+    return (*found, *(name for name in names if is_hub_id(name)))
+
+
+def _says_asr(folder: Path) -> bool:
+    try:
+        text = (folder / "config.yaml").read_text("utf-8", "replace")
+    except OSError:
+        return False
+    return re.search(r"^model:\s*['\"]?SenseVoiceSmall\b", text, re.MULTILINE) is not None
 
 
 def read_asr(name: str, path: Path) -> AsrModel:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from sensevoiced.engine import kernels
-from sensevoiced.models import find_asr, find_vad
+from sensevoiced.models import find_asr, find_vad, present
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,6 +82,8 @@ class Parts:
     load_engine: Callable[[], Engine]
     """Called on the engine thread: it imports torch and takes seconds."""
     make_frontend: Callable[[], Frontend]
+    models: tuple[str, ...] = ()
+    """Names of the recognition models on this machine."""
 
 
 def parts_of(config: Config) -> Parts:
@@ -117,4 +119,10 @@ def parts_of(config: Config) -> Parts:
         vad_options = {"max_end_silence_time": asked} if asked else None
         return FrontendPool(config.frontend, asr, vad, vad_options=vad_options)
 
-    return Parts(model=asr.name, vad=vad.name, load_engine=load_engine, make_frontend=make_frontend)
+    return Parts(
+        model=asr.name,
+        vad=vad.name,
+        load_engine=load_engine,
+        make_frontend=make_frontend,
+        models=present(config.models_dir),
+    )

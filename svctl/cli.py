@@ -11,9 +11,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem, get_completion_class
 
 from svctl import __version__, verbs
-from svctl.options import MAX_PATIENCE_S, VERBS
+from svctl.options import MAX_NUMBER, MAX_PATIENCE_S, METAVARS, VERBS, listed
 from svctl.terminal import OutputError, say, write_stdout
 from svctl.wire import ERRORS
 
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
     from svctl.options import Option
 
 _USAGE = ERRORS["invalid_request"][1]
+_EXAMPLES = """\b
+Examples:
+  svctl transcribe call.wav
+  svctl transcribe -r -f srt,json -o transcripts/ recordings/
+  ffmpeg -v error -i talk.mkv -f wav - | svctl transcribe -
+"""
+_STARTUP = {
+    "bash": 'eval "$(svctl completion bash)" in ~/.bashrc',
+    "zsh": 'eval "$(svctl completion zsh)" in ~/.zshrc',
+    "fish": "svctl completion fish > ~/.config/fish/completions/svctl.fish",
+}
 
 
 class _Seconds(click.FloatRange):
@@ -36,6 +48,36 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
+class _Choices(click.ParamType[str]):
+    """One or more of the allowed words, with commas."""
+
+    name = "words"
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self._allowed = allowed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        one = click.Choice(self._allowed)
+        for word in value.split(","):
+            one.convert(word, param, ctx)
+        return value
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        before, comma, last = incomplete.rpartition(",")
+        return [CompletionItem(before + comma + word) for word in self._allowed if word.startswith(last)]
+
+
+def _files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Leave names to the shell, which knows its files best."""
+    return [CompletionItem(incomplete, type="file")]
+
+
+def _completer(argument: str) -> Any:
+    return _files if argument == "FILE" else None
+
+
 def _option(option: Option) -> click.Option:
     name, flags, kind, default, allowed, text = option
     settings: dict[str, Any] = {"default": default, "help": text}
@@ -45,9 +87,18 @@ def _option(option: Option) -> click.Option:
         return click.Option([*flags, name], is_flag=True, **settings)
     if kind == "choice":
         return click.Option([*flags, name], type=click.Choice(allowed), show_default=True, **settings)
+    if kind == "choices":
+        metavar = f"[{'|'.join(allowed)}],..."
+        settings |= {"show_default": True, "metavar": metavar}
+        return click.Option([*flags, name], type=_Choices(allowed), **settings)
     if kind == "seconds":
-        return click.Option([*flags, name], type=_Seconds(), metavar="SECONDS", **settings)
-    return click.Option([*flags, name], metavar="FOLDER" if name == "output" else "PATH", **settings)
+        return click.Option([*flags, name], type=_Seconds(), metavar=METAVARS[kind], **settings)
+    if kind == "number":
+        bounds = click.IntRange(1, MAX_NUMBER)
+        return click.Option([*flags, name], type=bounds, metavar=METAVARS[kind], **settings)
+    if kind == "list":
+        return click.Option([*flags, name], multiple=True, metavar=METAVARS[kind], **settings)
+    return click.Option([*flags, name], metavar=METAVARS[name], shell_complete=_files, **settings)
 
 
 def _command(verb: str) -> click.Command:
@@ -55,17 +106,40 @@ def _command(verb: str) -> click.Command:
 
     def callback(**values: Any) -> int:
         names = list(values.pop("names", ()))
-        if argument and not names and not values["null"]:
-            raise click.UsageError("Name at least one FILE, or - for standard input.")
-        if names and values["null"]:
-            raise click.UsageError("-0 reads the names from standard input; name no FILE beside it.")
+        if argument and not names and not listed(values):
+            hint = ", or - for standard input" if argument == "FILE" else ""
+            raise click.UsageError(f"Name at least one {argument}{hint}.")
+        if names and listed(values):
+            flag = "--files-from" if values["files_from"] else "-0"
+            raise click.UsageError(f"{flag} takes the names from a list; name no FILE beside it.")
         return verbs.run(verb, values, names)
 
     parameters: list[click.Parameter] = [_option(option) for option in options]
     if argument:
         # not click.Path: plain strings keep the surrogates of names that are not UTF-8
-        parameters.append(click.Argument(["names"], nargs=-1, metavar=f"{argument}..."))
+        parameters.append(
+            click.Argument(["names"], nargs=-1, metavar=f"{argument}...", shell_complete=_completer(argument))
+        )
     return click.Command(verb, callback=callback, params=parameters, help=text, short_help=text)
+
+
+def _completion() -> click.Command:
+    """Print the script by which a shell completes svctl's words."""
+
+    def callback(shell: str) -> int:
+        kind = get_completion_class(shell)
+        if kind is None:  # a click without that shell
+            raise click.UsageError(f"This click knows no completion for {shell}.")
+        click.echo(kind(click.Group("svctl"), {}, "svctl", "_SVCTL_COMPLETE").source())
+        return 0
+
+    return click.Command(
+        "completion",
+        callback=callback,
+        params=[click.Argument(["shell"], type=click.Choice(sorted(_STARTUP)))],
+        help="Print what makes a shell complete svctl's verbs and options.",
+        epilog="\b\n" + "\n".join(f"{shell}: {line}" for shell, line in sorted(_STARTUP.items())),
+    )
 
 
 def group() -> click.Group:
@@ -77,7 +151,9 @@ def group() -> click.Group:
         commands=commands,
         context_settings=settings,
         help="Talk to sensevoiced, the resident speech recogniser.",
+        epilog=_EXAMPLES,
     )
+    top.add_command(_completion())
     return click.version_option(__version__, "-V", "--version", prog_name="svctl")(top)
 
 

@@ -52,6 +52,8 @@ class Client:
         sock.setblocking(False)
         self.path = path
         self.server = ""
+        self.minor = 0
+        """The minor version of the protocol that the daemon speaks."""
         self.unfinished: set[int] = set()
         """Ids of transcriptions that have not ended: what Ctrl-C has to cancel."""
         self._socket = sock
@@ -86,6 +88,7 @@ class Client:
                 f"this svctl {wire.VERSION_MAJOR}.{wire.VERSION_MINOR}; install the same version of both.",
             )
         self.server = welcome["server"]
+        self.minor = welcome["minor"]
 
     def send(self, message: Message, descriptor: int = -1) -> None:
         """Queue a message and send what the socket takes.
@@ -158,11 +161,29 @@ class Client:
         if self._incoming:
             return False
         if self._ended:
-            raise wire.WireError(
-                "unavailable",
-                f"The connection to the daemon at {self.path} broke before it had answered; try again.",
-            )
+            raise self.broken()
         return self._move(timeout_s, readable=readable)
+
+    @property
+    def descriptor(self) -> int:
+        """The socket, for an event loop that calls `pump` when something happens there."""
+        return self._socket.fileno()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is over; what came before may still be taken."""
+        return self._ended
+
+    def broken(self) -> wire.WireError:
+        """What to raise when the connection is over."""
+        sentence = f"The connection to the daemon at {self.path} broke before it had answered; try again."
+        return wire.WireError("unavailable", sentence)
+
+    def pump(self) -> None:
+        """Move what can be moved both ways without waiting."""
+        if not self._ended:
+            self._receive()
+        self._flush()
 
     def wait_writable(self, descriptor: int) -> None:
         """Take events in until the descriptor can be written: the daemon drops clients that do not read."""

@@ -9,25 +9,46 @@ import errno
 import os
 from pathlib import Path
 
+from svctl import wire
 from svctl.terminal import CANNOT_CREATE, IO_ERROR, STDIN, OutputError, encoded
 
-_EXTENSIONS = {"text": "txt", "plain": "txt", "raw": "txt"}
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from svctl.sources import Source
+
+_EXTENSIONS = {"text": "txt", "plain": "txt", "raw": "txt", "verbose_json": "json"}
 _DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _ABSENT = (0, 0)
 """Device and inode of no file."""
 
 
+class TakenError(wire.WireError):
+    """The place of a transcript is taken; svctl says so itself, and so the protocol has no code for it."""
+
+    exit_status = CANNOT_CREATE
+
+    def __init__(self, sentence: str) -> None:
+        """`sentence` says by what, and what to do."""
+        super().__init__("exists", sentence)
+
+
 class Folder:
     """The files of one run; no transcript of the run replaces another, nor a recording."""
 
-    def __init__(self, path: str, form: str, recordings: list[str]) -> None:
-        """`form` is one of options.FORMATS and gives the extension; `recordings` are the names known so far.
+    def __init__(
+        self, path: str, forms: tuple[str, ...], recordings: list[str], *, force: bool, skip_existing: bool
+    ) -> None:
+        """`forms` are of options.FORMATS and give the extensions; `recordings` are the names known so far.
 
-        Makes the folder. Raises OutputError when it cannot be made, or not be written.
+        Transcripts that are there already are replaced with `force`, left alone with `skip_existing`, and
+        else a mistake. Makes the folder. Raises OutputError when it cannot be made, or not be written.
         """
         self._path = Path(path)
-        self._extension = _EXTENSIONS.get(form, form)
-        self._written: set[Path] = set()
+        self._forms = forms
+        self._force = force
+        self._skip_existing = skip_existing
+        self._claimed: set[Path] = set()
+        self._kept: set[Path] = set()
         self._recordings = {_identity(name) for name in recordings}
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -39,23 +60,46 @@ class Folder:
         if not os.access(self._path, os.W_OK | os.X_OK):
             raise OutputError(f"This user may not write into the folder {path}.", CANNOT_CREATE)
 
-    def write(self, name: str, text: str) -> str:
-        """Write the transcript of the recording `name`; returns why that one cannot be written, else "".
+    def claim(self, source: Source) -> bool:
+        """Keep the places of a recording's transcripts for it; False where all are there and may stay.
+
+        Where one cannot be had, the source gets the error.
+        """
+        self._recordings.add(_identity(source.name))
+        paths = [self._file(source.place, form) for form in self._forms]
+        if any(path in self._claimed for path in paths):
+            path = next(path for path in paths if path in self._claimed)
+            source.error = TakenError(
+                f"{source.label}: {path} holds the transcript of another recording of this run."
+            )
+            return True
+        # A folder of that name stays in the way whatever is asked for: writing says so.
+        there = {path for path in paths if os.path.lexists(path) and not path.is_dir()}
+        sentence = next(filter(None, map(self._of_a_recording, paths)), "")
+        if there and not sentence and not (self._force or self._skip_existing):
+            sentence = f"{min(there)} exists; --force replaces it, --skip-existing leaves it."
+        if sentence:
+            source.error = TakenError(f"{source.label}: {sentence}")
+            return True
+        self._claimed.update(paths)
+        if self._skip_existing:
+            self._kept |= there
+        return not self._skip_existing or len(there) < len(paths)
+
+    def write(self, place: str, form: str, text: str) -> str:
+        """Write one transcript into its place; returns why it cannot be written, else "".
 
         Raises OutputError when none can: the device is full or broken.
         """
-        stem = Path(name).stem if name != "-" else "stdin"
-        path = self._path / f"{stem}.{self._extension}"
-        if path in self._written:
-            return f"{path} holds the transcript of another recording of this run."
-        self._recordings.add(_identity(name))
-        target = _identity(os.fspath(path))
-        if target != _ABSENT and target in self._recordings:
-            return f"{path} is a recording of this run and is not replaced by a transcript."
-        self._written.add(path)
+        path = self._file(place, form)
+        if path in self._kept:
+            return ""
+        if problem := self._of_a_recording(path):
+            return problem
         # its own short name: the longest name that a transcript may have leaves no room for more
-        temporary = self._path / f".svctl-{os.getpid()}.part"
+        temporary = path.parent / f".svctl-{os.getpid()}.part"
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 temporary.unlink(missing_ok=True)
                 with temporary.open("xb") as file:  # x: never through a link that somebody has laid
@@ -68,6 +112,16 @@ class Folder:
             if error.errno in _DEVICE_ERRORS:
                 raise OutputError(sentence, IO_ERROR) from None
             return sentence
+        return ""
+
+    def _file(self, place: str, form: str) -> Path:
+        return self._path / f"{place}.{_EXTENSIONS.get(form, form)}"
+
+    def _of_a_recording(self, path: Path) -> str:
+        """Why a transcript may not go there, "" where it may: names that came later are looked at again."""
+        target = _identity(os.fspath(path))
+        if target != _ABSENT and target in self._recordings:
+            return f"{path} is a recording of this run and is not replaced by a transcript."
         return ""
 
 

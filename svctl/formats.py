@@ -11,7 +11,7 @@ from svctl.terminal import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from svctl.wire import Message
@@ -31,7 +31,7 @@ _NO_SPACE_RANGES = (
 
 def transcript(label: str, segments: Iterable[Message], done: Message) -> Transcript:
     """The JSON object of one recording, from its `segment` events and its `done`."""
-    parts = [_segment(event) for event in segments]
+    parts = [segment_object(event) for event in segments]
     return {
         "file": label,
         "duration": _seconds(done["duration"]),
@@ -48,7 +48,8 @@ def failure(label: str, code: str, message: str) -> Transcript:
     return {"file": label, "error": {"code": code, "message": message}}
 
 
-def _segment(event: Message) -> Segment:
+def segment_object(event: Message) -> Segment:
+    """The JSON object of one segment, from its event."""
     return {
         "id": event["index"],
         "start": _seconds(event["start"]),
@@ -104,36 +105,50 @@ def _spaceless(character: str) -> bool:
     return any(low <= ord(character) <= high for low, high in _NO_SPACE_RANGES)
 
 
-def _labels(segment: Segment) -> list[str]:
-    """The tags worth saying, outermost first: unknown emotions and the event `Speech` say nothing."""
-    emotion = [] if segment["emotion"] in ("", "EMO_UNKNOWN") else [segment["emotion"]]
-    event = [] if segment["event"] in ("", "Speech", "Event_UNK") else [segment["event"]]
-    return [segment["language"].upper(), *emotion, *event]
+def _labels(segment: Segment) -> list[tuple[str, str]]:
+    """The tags worth saying and what they are of, outermost first.
+
+    Unknown emotions and the event `Speech` say nothing.
+    """
+    found = [("language", segment["language"].upper())]
+    if segment["emotion"] not in ("", "EMO_UNKNOWN"):
+        found.append(("emotion", segment["emotion"]))
+    if segment["event"] not in ("", "Speech", "Event_UNK"):
+        found.append(("event", segment["event"]))
+    return found
 
 
-def segment_line(segment: Segment, tags: str, *, timestamps: bool) -> str:
+_COLOURS = {"time": "2", "language": "36", "emotion": "33", "event": "35"}
+"""SGR parameters (ECMA-48): times recede, tags stand out."""
+
+
+def _painted(kind: str, text: str, *, colour: bool) -> str:
+    # Colours are added behind `printable`: what was said cannot bring its own.
+    text = printable(text)
+    return f"\x1b[{_COLOURS[kind]}m{text}\x1b[0m" if colour and text and kind in _COLOURS else text
+
+
+def segment_line(segment: Segment, tags: str, *, timestamps: bool, colour: bool = False) -> str:
     """One line of `-f text`, with its line end; empty where there is nothing to show.
 
     `tags` is any of options.TAGS but `emoji`; `none` shows nothing of an event without speech.
     """
     text = segment["text"].strip()
+    labels = [(kind, f"[{label}]") for kind, label in _labels(segment)]
     if tags == "raw":
-        line = segment["raw"]
+        parts = [("text", segment["raw"])]
     elif tags == "bracket":
-        line = "".join(f"[{label}]" for label in _labels(segment)) + (" " + text if text else "")
+        parts = [*labels, ("text", " " + text if text else "")]
     elif tags == "enclosed":
-        labels = [label for label in _labels(segment) if label != "NEUTRAL"]
-        line = (
-            "".join(f"[{label}]" for label in labels)
-            + text
-            + "".join(f"[{label}]" for label in reversed(labels))
-        )
+        labels = [label for label in labels if label[1] != "[NEUTRAL]"]
+        parts = [*labels, ("text", text), *reversed(labels)]
     else:
-        line = text
+        parts = [("text", text)]
+    line = "".join(_painted(kind, part, colour=colour) for kind, part in parts)
     if not line:
         return ""
-    span = f"[{segment['start']:.2f}-{segment['end']:.2f}] " if timestamps else ""
-    return printable(span + line) + "\n"
+    span = f"[{segment['start']:.2f}-{segment['end']:.2f}]" if timestamps else ""
+    return (_painted("time", span, colour=colour) + " " if span else "") + line + "\n"
 
 
 def text_lines(whole: Transcript, tags: str, *, timestamps: bool) -> str:
@@ -153,44 +168,56 @@ def plain_line(whole: Transcript) -> str:
     return printable(whole["text"]) + "\n"
 
 
-def json_text(whole: Transcript, *, indent: int | None = None) -> str:
+def json_text(whole: Any, *, indent: int | None = None) -> str:
     """JSON in UTF-8 characters, without a line end."""
     import json  # noqa: PLC0415 - 9 ms that only JSON output has to pay
 
     return json.dumps(whole, ensure_ascii=False, indent=indent, allow_nan=False)
 
 
-def srt(whole: Transcript) -> str:
-    """SubRip: numbered cues with a comma before the milliseconds."""
-    cues = [segment for segment in whole["segments"] if segment["text"].strip()]
+def srt(whole: Transcript, width: int | None = None, count: int | None = None) -> str:
+    """SubRip: numbered cues, a comma before the milliseconds; `width` and `count` as in subtitles.cues."""
     return "".join(
-        f"{number}\n{_clock(cue['start'], ',')} --> {_clock(cue['end'], ',')}\n{_cue_text(cue)}\n\n"
-        for number, cue in enumerate(cues, 1)
+        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n"
+        for number, (start, end, text) in enumerate(_cues(whole, width, count), 1)
     )
 
 
-def vtt(whole: Transcript) -> str:
+def vtt(whole: Transcript, width: int | None = None, count: int | None = None) -> str:
     """WebVTT: its header line, then cues with a point before the milliseconds, and markup escaped."""
-    cues = [segment for segment in whole["segments"] if segment["text"].strip()]
     return "WEBVTT\n\n" + "".join(
-        f"{_clock(cue['start'], '.')} --> {_clock(cue['end'], '.')}\n"
-        f"{_cue_text(cue).replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}\n\n"
-        for cue in cues
+        f"{_clock(start, '.')} --> {_clock(end, '.')}\n"
+        f"{text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}\n\n"
+        for start, end, text in _cues(whole, width, count)
     )
+
+
+def _cues(whole: Transcript, width: int | None, count: int | None) -> Iterator[tuple[float, float, str]]:
+    """Seconds and text of each subtitle: a segment with text each, or the lines that `width` makes of it."""
+    for segment in whole["segments"]:
+        if not segment["text"].strip():
+            continue
+        if width is None:
+            yield segment["start"], segment["end"], _shown(segment["text"])
+            continue
+        from svctl import subtitles  # noqa: PLC0415 - brings unicodedata's tables
+
+        for cue in subtitles.cues(segment, width, count):
+            yield cue.start, cue.end, "\n".join(map(_shown, cue.lines))
 
 
 def tsv(whole: Transcript) -> str:
     """start, end, text of what has text; integer milliseconds, as openai-whisper writes it."""
     rows = [
-        f"{round(s['start'] * 1000)}\t{round(s['end'] * 1000)}\t{_cue_text(s)}\n"
+        f"{round(s['start'] * 1000)}\t{round(s['end'] * 1000)}\t{_shown(s['text'])}\n"
         for s in whole["segments"]
         if s["text"].strip()
     ]
     return "start\tend\ttext\n" + "".join(rows)
 
 
-def _cue_text(segment: Segment) -> str:
-    return printable(segment["text"].strip().replace("\t", " ").replace("-->", "->"))
+def _shown(text: str) -> str:
+    return printable(text.strip().replace("\t", " ").replace("-->", "->"))
 
 
 def _clock(seconds: float, mark: str) -> str:
@@ -199,16 +226,64 @@ def _clock(seconds: float, mark: str) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d}{mark}{milliseconds % 1000:03d}"
 
 
-WHOLE: dict[str, Callable[[Transcript], str]] = {
+def verbose_json(whole: Transcript) -> str:
+    """What whisper's `verbose_json` has of it, and each segment's tags; words in one list, as there."""
+    segments = [
+        {name: part[name] for name in ("id", "start", "end", "text", "language", "emotion", "event")}
+        for part in whole["segments"]
+    ]
+    found = {
+        "task": "transcribe",
+        "language": whole["language"],
+        "duration": whole["duration"],
+        "text": whole["text"],
+        "segments": segments,
+        "words": [word for part in whole["segments"] for word in part["words"]],
+    }
+    return json_text(found, indent=2) + "\n"
+
+
+class Style:
+    """How a transcript is written, where its format leaves a choice."""
+
+    __slots__ = ("max_line_count", "max_line_width", "tags", "timestamps")
+
+    def __init__(
+        self,
+        tags: str = "bracket",
+        *,
+        timestamps: bool = False,
+        max_line_width: int | None = None,
+        max_line_count: int | None = None,
+    ) -> None:
+        """`tags` and `timestamps` are of `text`, the others of subtitles."""
+        self.tags = tags
+        self.timestamps = timestamps
+        self.max_line_width = max_line_width
+        self.max_line_count = max_line_count
+
+
+def rendered(form: str, whole: Transcript, style: Style) -> str:
+    """The file that a format is, of one recording."""
+    if form == "text":
+        return text_lines(whole, style.tags, timestamps=style.timestamps)
+    if form in ("srt", "vtt"):
+        subtitles = srt if form == "srt" else vtt
+        return subtitles(whole, style.max_line_width, style.max_line_count)
+    return _PLAIN[form](whole)
+
+
+_PLAIN: dict[str, Callable[[Transcript], str]] = {
     "raw": raw_lines,
     "plain": plain_line,
     "json": lambda whole: json_text(whole, indent=2) + "\n",
     "jsonl": lambda whole: json_text(whole) + "\n",
-    "srt": srt,
-    "vtt": vtt,
+    "verbose_json": verbose_json,
     "tsv": tsv,
 }
-"""Every format but `text`, from the transcript of one recording."""
+"""The formats without a choice."""
+FORMS = ("text", "srt", "vtt", *_PLAIN)
+"""All that `rendered` knows."""
 
 
 def funasr_text(whole: Transcript) -> str:

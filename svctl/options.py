@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    Value = str | float | bool | tuple[str, ...]
     Option = tuple[str, tuple[str, ...], str, Any, tuple[str, ...], str]
     Values = dict[str, Any]
 
-FORMATS = ("text", "json", "jsonl", "raw", "plain", "srt", "vtt", "tsv")
-SINGLE_FORMATS = ("srt", "vtt", "tsv")
+FORMATS = ("text", "json", "jsonl", "verbose_json", "raw", "plain", "srt", "vtt", "tsv")
+SINGLE_FORMATS = ("srt", "vtt", "tsv", "verbose_json")
 """Of one recording: two in one stream, or a heading between them, are no such file any more."""
 TAGS = ("bracket", "enclosed", "emoji", "raw", "none")
 
@@ -27,9 +28,22 @@ PING_PATIENCE_S = 5.0
 MAX_PATIENCE_S = 86_400.0
 """A day; a clock can count it in milliseconds, and nobody means more."""
 
-# (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch"
-# has an off flag (the last one),
-# and "text", "choice" and "seconds" take a value.
+MAX_NUMBER = 10_000
+"""Columns or lines: no screen has more."""
+
+METAVARS = {
+    "output": "FOLDER",
+    "files_from": "FILE",
+    "socket": "PATH",
+    "seconds": "SECONDS",
+    "number": "N",
+    "list": "PATTERN",
+}
+"""How help writes the value of an option: by its name, or else by its kind."""
+
+# (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch" has
+# an off flag (the last one), and "text", "choice", "choices" (several with commas), "list" (given once or
+# more), "number" (above zero) and "seconds" take a value.
 _SOCKET: Option = (
     "socket",
     ("--socket",),
@@ -40,12 +54,16 @@ _SOCKET: Option = (
 )
 _QUIET: Option = ("quiet", ("-q", "--quiet"), "flag", False, (), "Print errors only.")
 _FORMAT_HELP = (
-    "How the transcript is written. In json and jsonl a recording that fails is "
-    '{"file": ..., "error": {"code": ..., "message": ...}}.'
+    "How the transcript is written; several, with commas, need -o. In json and jsonl a recording that fails "
+    'is {"file": ..., "error": {"code": ..., "message": ...}}.'
 )
 _OUTPUT_HELP = (
-    "Write one file per recording into this folder instead of standard output. Older files of the same name "
-    "are replaced, but never a recording of this run."
+    "Write a file for each recording and format into this folder instead of standard output; with -r in the "
+    "same tree as the recordings. No recording of this run is ever replaced."
+)
+_NULL_HELP = (
+    "Names in the list are ended by a NUL, as find -print0 writes them. Without --files-from the list is "
+    "standard input."
 )
 _WAIT_FOR_START = "where it is given, also for one whose socket is not there yet."
 
@@ -71,7 +89,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
             (
                 "format",
                 ("-f", "--format"),
-                "choice",
+                "choices",
                 "text",
                 FORMATS,
                 _FORMAT_HELP,
@@ -102,6 +120,22 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 "Put [start-end] in seconds before each line of -f text (not with --tags emoji).",
             ),
             (
+                "max_line_width",
+                ("--max-line-width",),
+                "number",
+                None,
+                (),
+                "srt and vtt: columns of a line; Chinese and Japanese characters take two.",
+            ),
+            (
+                "max_line_count",
+                ("--max-line-count",),
+                "number",
+                None,
+                (),
+                "srt and vtt: lines of a subtitle; needs --max-line-width.",
+            ),
+            (
                 "vad",
                 ("--vad", "--no-vad"),
                 "switch",
@@ -118,20 +152,69 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 _OUTPUT_HELP,
             ),
             (
+                "force",
+                ("--force",),
+                "flag",
+                False,
+                (),
+                "With -o: replace transcripts that are there.",
+            ),
+            (
+                "skip_existing",
+                ("--skip-existing",),
+                "flag",
+                False,
+                (),
+                "With -o: leave out what is transcribed already, so that a run that broke off goes on.",
+            ),
+            ("recursive", ("-r", "--recursive"), "flag", False, (), "Take the recordings below folders too."),
+            (
+                "glob",
+                ("--glob",),
+                "list",
+                (),
+                (),
+                "With -r: take files that match, not those with a known ending. May be given again.",
+            ),
+            (
+                "exclude",
+                ("--exclude",),
+                "list",
+                (),
+                (),
+                "With -r: leave out files and folders that match. May be given again.",
+            ),
+            (
+                "files_from",
+                ("--files-from",),
+                "text",
+                "",
+                (),
+                "Read file names from this file, one a line (- is standard input).",
+            ),
+            (
                 "null",
                 ("-0", "--null"),
                 "flag",
                 False,
                 (),
-                "Read file names from standard input, each ended by a NUL, as find -print0 writes them.",
+                _NULL_HELP,
             ),
             (
                 "progress",
-                ("--progress",),
-                "flag",
-                False,
+                ("--progress", "--no-progress"),
+                "switch",
+                True,
                 (),
-                "Show on a terminal's standard error how far the current file is.",
+                "Show on a terminal's standard error how far the run is.",
+            ),
+            (
+                "color",
+                ("--color",),
+                "choice",
+                "auto",
+                ("auto", "always", "never"),
+                "Colour -f text; auto: on a terminal, unless NO_COLOR is set.",
             ),
             _QUIET,
             _wait(PATIENCE_S),
@@ -149,8 +232,39 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
     "status": (
         "",
         "Show what the daemon runs, holds and has done.",
-        (("json", ("--json",), "flag", False, (), "Write it as JSON."), _wait(PATIENCE_S), _SOCKET),
+        (
+            ("json", ("--json",), "flag", False, (), "Write it as JSON, with --watch one object a line."),
+            ("watch", ("-w", "--watch"), "flag", False, (), "Ask again every second, until Ctrl-C."),
+            _wait(PATIENCE_S),
+            _SOCKET,
+        ),
     ),
+    "ps": (
+        "",
+        "Show the requests that are not finished: yours, or everybody's for root.",
+        (("json", ("--json",), "flag", False, (), "Write them as JSON."), _wait(PATIENCE_S), _SOCKET),
+    ),
+    "cancel": (
+        "JOB",
+        "End unfinished requests by their number in `svctl ps`.",
+        (_QUIET, _wait(PATIENCE_S), _SOCKET),
+    ),
+    "models": (
+        "",
+        "Show which models the daemon has, and which one is loaded.",
+        (("json", ("--json",), "flag", False, (), "Write them as JSON."), _wait(PATIENCE_S), _SOCKET),
+    ),
+    "bench": (
+        "",
+        "Measure how fast this machine answers: clips of noise of 1, 5 and 15 s, one after another.",
+        (
+            ("seconds", ("--seconds",), "seconds", 10.0, (), "How long to measure (default: 10)."),
+            ("json", ("--json",), "flag", False, (), "Write it as JSON."),
+            _wait(PATIENCE_S),
+            _SOCKET,
+        ),
+    ),
+    "version": ("", "Show the version of svctl and of the daemon.", (_wait(PING_PATIENCE_S), _SOCKET)),
     "ping": ("", "Ask the daemon for a sign of life.", (_QUIET, _wait(PING_PATIENCE_S), _SOCKET)),
     "reload": ("", "Let the daemon read its configuration again.", (_QUIET, _wait(PATIENCE_S), _SOCKET)),
 }
@@ -164,7 +278,7 @@ def patience_s(verb: str, values: Values) -> float:
     wait: float | None = values["wait"]
     if wait is not None:
         return wait
-    return PING_PATIENCE_S if verb == "ping" else PATIENCE_S
+    return PING_PATIENCE_S if verb in ("ping", "version") else PATIENCE_S
 
 
 def parse(verb: str, arguments: list[str]) -> tuple[Values, list[str]] | None:
@@ -175,7 +289,7 @@ def parse(verb: str, arguments: list[str]) -> tuple[Values, list[str]] | None:
     """
     argument, _, options = VERBS[verb]
     by_flag = {flag: option for option in options for flag in option[1]}
-    values = {option[0]: option[3] for option in options}
+    values: Values = {option[0]: option[3] for option in options}
     names: list[str] = []
     rest = iter(arguments)
     for word in rest:
@@ -192,20 +306,35 @@ def parse(verb: str, arguments: list[str]) -> tuple[Values, list[str]] | None:
         value = _value(option, flag, text if given else None, rest)
         if value is None:
             return None
-        values[option[0]] = value
-    if bool(names) == bool(values.get("null")) and argument:
+        values[option[0]] = (*values[option[0]], value) if option[2] == "list" else value
+    if argument and bool(names) == listed(values):
         return None  # names from both sides, or from none
     return None if names and not argument else (values, names)
 
 
-def _value(option: Option, flag: str, given: str | None, rest: Iterator[str]) -> str | float | bool | None:
+def listed(values: Values) -> bool:
+    """Whether the file names come from a list."""
+    return bool(values.get("null") or values.get("files_from"))
+
+
+def formats(values: Values) -> tuple[str, ...]:
+    """The formats that were asked for, each once."""
+    asked: str = values["format"]
+    return tuple(dict.fromkeys(asked.split(",")))
+
+
+def _value(option: Option, flag: str, given: str | None, rest: Iterator[str]) -> Value | None:
     """What an option is set to: by presence, by the text behind `=`, or by the next word; None if unclear."""
     _, flags, kind, _, allowed, _ = option
     if kind in ("flag", "switch"):
         return None if given is not None else kind == "flag" or flag != flags[-1]
     value = next(rest, "-") if given is None else given
-    if (given is None and value.startswith("-")) or (allowed and value not in allowed):
+    chosen = value.split(",") if kind == "choices" else [value]
+    if (given is None and value.startswith("-")) or (allowed and not set(chosen) <= set(allowed)):
         return None
+    if kind == "number":
+        plain = value.isascii() and value.isdigit() and len(value) <= len(str(MAX_NUMBER))
+        return int(value) if plain and 0 < int(value) <= MAX_NUMBER else None
     if kind == "seconds":
         # plain decimals only; click has a sentence for the rest
         digits = value.replace(".", "", 1)

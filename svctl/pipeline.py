@@ -9,15 +9,14 @@ import os
 import time
 
 from svctl import client, wire
-from svctl.sources import Source, open_source
 from svctl.terminal import STDIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
-    from svctl.sources import Names
+    from svctl.sources import Recordings, Source
     from svctl.wire import Message
 
 IN_FLIGHT = 6
@@ -62,10 +61,24 @@ class _Job:
 class Pipeline:
     """Transcribes recordings over one connection, which is free again once `run` has ended."""
 
-    def __init__(self, names: Names, options: dict[str, Any], *, patience_s: float) -> None:
-        """`options` are fields of every request; a daemon that stays full for `patience_s` is an error."""
+    def __init__(
+        self,
+        names: Recordings,
+        options: dict[str, Any],
+        *,
+        patience_s: float,
+        timeout_s: float | None = None,
+        wanted: Callable[[Source], bool] = lambda _source: True,
+    ) -> None:
+        """`options` are fields of every request; a daemon that stays full for `patience_s` is an error.
+
+        After `timeout_s` the run ends with WireError `timeout`, whatever has not been answered.
+        `wanted` says whether a recording is to be transcribed; it may give the source an error instead.
+        """
         self._connection: client.Client
         self._names = names
+        self._wanted = wanted
+        self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._options = options
         self._patience_s = patience_s
         self._jobs: list[_Job] = []
@@ -114,16 +127,14 @@ class Pipeline:
                 _close(job)
 
     def _fill(self) -> None:
-        while len(self._jobs) < IN_FLIGHT and (name := self._names.next()) is not None:
-            source = open_source(name)
-            if name == "-" and source.error is None and self._stdin_taken:
-                source = Source(
-                    name,
-                    source.descriptor,
-                    error=wire.WireError("invalid_request", "Standard input can be read only once."),
-                )
-            self._stdin_taken = self._stdin_taken or name == "-"
+        while len(self._jobs) < IN_FLIGHT and (source := self._names.next()) is not None:
+            if source.name == "-" and source.error is None and self._stdin_taken:
+                source.error = wire.WireError("invalid_request", "Standard input can be read only once.")
+            self._stdin_taken = self._stdin_taken or source.name == "-"
             job = _Job(source)
+            if source.error is None and not self._wanted(source):
+                _close(job)
+                continue
             self._jobs.append(job)
             if source.error is None:
                 self._start(job)
@@ -163,6 +174,10 @@ class Pipeline:
             upload = None
         names_wanted = self._names.descriptor if len(self._jobs) < IN_FLIGHT else -1
         readable = upload.source.descriptor if upload is not None else names_wanted
+        if self._ends_s is not None:
+            if now >= self._ends_s:
+                raise wire.WireError("timeout", "The daemon has not answered in the time that it was given.")
+            pauses.append(self._ends_s - now)
         ready = self._connection.wait(min(pauses) if pauses else None, readable=readable)
         if ready and upload is not None:
             self._upload(upload)

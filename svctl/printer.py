@@ -5,67 +5,96 @@ Imported only once the daemon is at work.
 
 from __future__ import annotations
 
-import os
-
 from svctl import formats
 from svctl.client import error_of
 from svctl.options import SINGLE_FORMATS
-from svctl.terminal import CANNOT_CREATE, STDERR, STDOUT, encoded, printable, say, write_stderr, write_stdout
+from svctl.options import formats as formats_of
+from svctl.terminal import CANNOT_CREATE, STDOUT, encoded, in_colour, printable, say, write_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from svctl.client import Client
     from svctl.folder import Folder
     from svctl.options import Values
+    from svctl.progress import Progress
     from svctl.sources import Source
     from svctl.wire import Message
 
 _PIPE_BYTES = 4_096
 """PIPE_BUF: a pipe that polls writable takes so much without blocking."""
-_CLEAR = "\r\x1b[K"
-"""Back to the start of the line, and the line empty (ECMA-48 EL)."""
 
 
 class Printer:
     """Writes recordings one after the other; what needs no whole recording appears segment by segment."""
 
-    def __init__(self, connection: Client, values: Values, folder: Folder | None, *, several: bool) -> None:
-        """`folder` is where `-o` writes; `several` asks for what tells recordings apart."""
+    def __init__(
+        self,
+        connection: Client,
+        values: Values,
+        folder: Folder | None,
+        progress: Progress,
+        *,
+        several: bool,
+        counts: bool,
+    ) -> None:
+        """`folder` is where `-o` writes; `several` asks for what tells recordings apart.
+
+        `counts` asks for a summary of the run.
+        """
         self._connection = connection
-        self._format: str = values["format"]
-        self._tags: str = values["tags"]
-        self._timestamps: bool = values["timestamps"]
+        self._forms = formats_of(values)
+        self._format = self._forms[0]
+        self._style = formats.Style(
+            values["tags"],
+            timestamps=values["timestamps"],
+            max_line_width=values["max_line_width"],
+            max_line_count=values["max_line_count"],
+        )
         self._folder = folder
         self._several = several
+        self._counts = counts
         self._quiet: bool = values["quiet"]
-        self._progress: bool = values["progress"] and os.isatty(STDERR)
-        self._progress_shown = False
+        self._progress = progress
+        self._colour = folder is None and in_colour(values["color"], STDOUT)
         self._streams = self._folder is None and (
-            self._format == "raw" or (self._format == "text" and self._tags != "emoji")
+            self._format == "raw" or (self._format == "text" and self._style.tags != "emoji")
         )
         self._segments: list[Message] = []
         self._begun = 0
         self._headed = False
+        self._transcribed = self._failures = 0
 
     def event(self, source: Source, event: Message) -> int:
         """Write what can be written now; returns the exit status of a recording that has failed, else 0."""
         kind = event["type"]
         if kind == "progress":
-            self._show_progress(source, event)
+            self._progress.show(source.label, event)
         elif kind == "segment":
             self._segment(source, event)
         elif kind in ("done", "error"):
-            self._clear_progress()
+            self._progress.clear()
             status = self._done(source, event) if kind == "done" else self._failed(source, event)
+            self._transcribed += not status
+            self._failures += bool(status)
+            self._progress.ended(event["duration"] if kind == "done" else 0.0)
             self._segments = []
             self._headed = False
             return status
         return 0
 
-    def end(self) -> None:
-        """Close what spans all recordings: the array of -f json."""
+    def end(self, skipped: int) -> None:
+        """Close what spans all recordings, the array of -f json, and sum the run up."""
         if self._several and self._format == "json" and self._folder is None:
             self._write_all("]\n" if self._begun else "[]\n")
+        if self._counts and not self._quiet and self._transcribed + self._failures + skipped > 1:
+            self._sum_up(skipped)
+
+    def _sum_up(self, skipped: int) -> None:
+        counts = [f"{self._transcribed} transcribed", f"{self._failures} failed"]
+        if skipped:
+            counts.append(f"{skipped} were there already")
+        audio = f"{self._progress.audio_s:.0f} s of audio in {self._progress.took_s:.1f} s"
+        say(f"{', '.join(counts)}; {audio}.")
 
     def _segment(self, source: Source, event: Message) -> None:
         if not self._streams:
@@ -73,7 +102,11 @@ class Printer:
         elif self._format == "raw":
             self._write(event["raw"] + "\n", source)
         else:
-            self._write(formats.segment_line(event, self._tags, timestamps=self._timestamps), source)
+            self._write(self._line(event), source)
+
+    def _line(self, event: Message) -> str:
+        style = self._style
+        return formats.segment_line(event, style.tags, timestamps=style.timestamps, colour=self._colour)
 
     def _done(self, source: Source, event: Message) -> int:
         if event["truncated"] and not self._quiet:
@@ -84,42 +117,31 @@ class Printer:
             self._write("", source)
             return 0
         whole = formats.transcript(source.label, self._segments, event)
-        if self._format == "text":
-            text = formats.text_lines(whole, self._tags, timestamps=self._timestamps)
-        else:
-            text = formats.WHOLE[self._format](whole)
         if self._folder is None:
-            self._write(text, source)
+            self._write(formats.rendered(self._format, whole, self._style), source)
             return 0
-        problem = self._folder.write(source.name, text)
-        if problem:
-            say(f"{source.label}: {problem}")
-        return CANNOT_CREATE if problem else 0
+        status = 0
+        for form in self._forms:
+            if problem := self._folder.write(source.place, form, formats.rendered(form, whole, self._style)):
+                say(f"{source.label}: {problem}")
+                status = CANNOT_CREATE
+        return status
 
     def _failed(self, source: Source, event: Message) -> int:
         error = source.error or error_of(event)
         say(error.message if source.error is not None else f"{source.label}: {error.message}")
         if self._format in ("json", "jsonl") and self._folder is None:
             self._write(
-                formats.WHOLE[self._format](formats.failure(source.label, error.code, error.message)), source
+                formats.rendered(
+                    self._format, formats.failure(source.label, error.code, error.message), self._style
+                ),
+                source,
             )
         return error.exit_status
 
-    def _show_progress(self, source: Source, event: Message) -> None:
-        if self._progress:
-            self._progress_shown = True
-            write_stderr(
-                f"{_CLEAR}{printable(source.label)}: {event['recognised_s']:.0f}/{event['decoded_s']:.0f} s"
-            )
-
-    def _clear_progress(self) -> None:
-        if self._progress_shown:
-            self._progress_shown = False
-            write_stderr(_CLEAR)
-
     def _write(self, text: str, source: Source) -> None:
         # what tells several recordings apart: an array for json, headings as head(1) writes them for people
-        self._clear_progress()
+        self._progress.clear()
         if self._several and not self._headed:
             if self._format == "json":
                 text = (",\n" if self._begun else "[\n") + text

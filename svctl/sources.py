@@ -12,6 +12,10 @@ import stat
 from svctl import wire
 from svctl.terminal import STDIN
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
 _NAMES_BYTES = 64 * 2**10
 """One read of a list of names: a pipe's default capacity."""
 
@@ -35,17 +39,40 @@ class Source:
     A source that could not be opened carries its `error` instead, to be told at its place in the order.
     """
 
-    __slots__ = ("descriptor", "error", "label", "name", "streamed")
+    __slots__ = ("descriptor", "error", "label", "name", "place", "streamed")
 
     def __init__(
         self, name: str, descriptor: int = -1, *, streamed: bool = False, error: wire.WireError | None = None
     ) -> None:
         """`descriptor` is owned."""
         self.name = name
+        self.place = place_of(name)
+        """Where its transcript goes below `-o`, without the extension."""
         self.label = label(name)
         self.descriptor = descriptor
         self.streamed = streamed
         self.error = error
+
+
+class Found:
+    """One file below a folder, or a folder that is a `problem`."""
+
+    __slots__ = ("name", "place", "problem")
+
+    def __init__(self, name: str, place: str, problem: wire.WireError | None = None) -> None:
+        """It is opened by its `name`; its transcript goes to `place` below `-o`, without the extension."""
+        self.name = name
+        self.place = place
+        self.problem = problem
+
+
+def place_of(name: str) -> str:
+    """Where the transcript of a recording goes that was named itself: its own name, without its ending."""
+    if name == "-":
+        return "stdin"
+    last = name.rstrip("/").rpartition("/")[2]
+    stem, point, _ = last.rpartition(".")
+    return stem if point and stem else last
 
 
 def label(name: str) -> str:
@@ -61,13 +88,13 @@ def open_source(name: str) -> Source:
         # O_NONBLOCK: opening a FIFO without a writer would wait for one
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        return Source(name, error=_not_opened(name, error))
+        return Source(name, error=not_opened(name, error))
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return Source(name, descriptor)
     os.close(descriptor)
     if stat.S_ISDIR(mode):
-        sentence = f"{name} is a folder and not a regular file; name the files in it."
+        sentence = f"{name} is a folder and not a regular file; -r takes the recordings in it."
     else:
         kind = "pipe" if stat.S_ISFIFO(mode) else "device"
         remedy = "stream it through standard input: svctl transcribe - < FILE"
@@ -75,7 +102,8 @@ def open_source(name: str) -> Source:
     return Source(name, error=NotAFileError(sentence))
 
 
-def _not_opened(name: str, error: OSError | ValueError) -> wire.WireError:
+def not_opened(name: str, error: OSError | ValueError) -> wire.WireError:
+    """Why a file or folder cannot be opened, with the code that decides the exit status."""
     number = error.errno if isinstance(error, OSError) else None
     # open(2) gives ENXIO for a socket, and for a device that is not there
     if number == errno.ENXIO and _is_socket(name):
@@ -104,26 +132,67 @@ def _open_stdin() -> Source:
     return Source("-", os.dup(STDIN), streamed=not passed)
 
 
-class Names:
-    """The file names of a run: those of the command line, or NUL-terminated ones from a descriptor."""
+if TYPE_CHECKING:
+    from typing import Protocol
 
-    def __init__(self, names: list[str], descriptor: int = -1, *, only_one: str = "") -> None:
+    class Recordings(Protocol):
+        """What gives the recordings of a run one by one."""
+
+        descriptor: int
+
+        def next(self) -> Source | None:
+            """See Names.next."""
+
+
+class Names:
+    """The recordings of a run: those that are named, or listed in a descriptor, and those below folders."""
+
+    def __init__(
+        self,
+        names: list[str],
+        descriptor: int = -1,
+        *,
+        ended_by: bytes = b"\0",
+        below: Callable[[str], Iterator[Found]] | None = None,
+        only_one: str = "",
+    ) -> None:
         """`descriptor` is read to its end, without ever blocking a transcript that is ready.
 
-        `only_one` is the sentence for a second name where there is room for one recording.
+        Each of its names is ended by `ended_by`. `below` gives the recordings below a folder; without it a
+        folder is a mistake. `only_one` is the sentence for a second name where there is room for one.
         """
         self._names = iter(names)
+        self._below = below
+        self._found: Iterator[Found] = iter(())
         self._only_one = only_one
         self._seen = len(names)
+        self._ended_by = ended_by
         self._partial = b""
         self.descriptor = descriptor
         """What to wait for when no name is there; -1 once all names are known."""
 
-    def next(self) -> str | None:
-        """The next name, or None when none is left or none is there yet.
+    @property
+    def total(self) -> int | None:
+        """How many recordings there are; None while a list or a folder may still bring more."""
+        return self._seen if self.descriptor < 0 and self._below is None else None
+
+    def next(self) -> Source | None:
+        """The next recording, opened; None when none is left or none is there yet.
 
         Raises WireError: `not_found` when names cannot be read, `invalid_request` for one too many.
         """
+        while True:
+            found = next(self._found, None)
+            if found is not None:
+                return _source_of(found)
+            name = self._next_name()
+            if name is None:
+                return None
+            if self._below is None or name == "-" or not os.path.isdir(name):  # noqa: PTH112 - as everywhere here
+                return open_source(name)
+            self._found = self._below(name)
+
+    def _next_name(self) -> str | None:
         while (name := next(self._names, None)) is None and self.descriptor >= 0:
             if not _is_readable(self.descriptor):
                 return None
@@ -131,11 +200,11 @@ class Names:
                 data = os.read(self.descriptor, _NAMES_BYTES)
             except OSError as error:
                 raise wire.WireError(
-                    "not_found", f"Standard input cannot be read: {error.strerror}."
+                    "not_found", f"The list of names cannot be read: {error.strerror}."
                 ) from None
-            *names, self._partial = (self._partial + data).split(b"\0")
+            *names, self._partial = (self._partial + data).split(self._ended_by)
             if not data:
-                names, self.descriptor = [self._partial], -1  # a last name without its NUL
+                names, self.descriptor = [self._partial], -1  # a last name without its end
             added = [os.fsdecode(name) for name in names if name]
             self._names = iter(added)
             self._seen += len(added)
@@ -143,6 +212,14 @@ class Names:
             if self._only_one and self._seen + bool(self._partial and self.descriptor >= 0) > 1:
                 raise wire.WireError("invalid_request", self._only_one)
         return name
+
+
+def _source_of(found: Found) -> Source:
+    if found.problem is not None:
+        return Source(found.name, error=found.problem)
+    source = open_source(found.name)
+    source.place = found.place
+    return source
 
 
 def _is_readable(descriptor: int) -> bool:

@@ -6,7 +6,7 @@ from svctl.terminal import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 _UNKNOWN = "-"
@@ -23,6 +23,9 @@ def table(status: Mapping[str, Any]) -> str:
     rss = f"{memory.mib('daemon_rss_bytes')} daemon, {memory.mib('children_rss_bytes')} front end"
     backend = f" ({status['backend']})" if status.get("backend") else ""
     lost = f"{frontend.text('crashed')} crashed, {frontend.text('timeouts')} timed out"
+    jail = (status.get("frontend") or {}).get("jail")
+    if jail is not None:
+        lost += f"; closed in by {' and '.join(map(str, jail)) or 'nothing but limits'}"
     rows = [
         ("daemon", f"{facts.text('server')}, pid {facts.text('pid')}, {facts.text('state')}"),
         ("model", f"{facts.text('model')} ({facts.millions('parameters')} parameters)"),
@@ -53,6 +56,40 @@ def table(status: Mapping[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "".join(f"{name:<{width}}  {printable(value)}\n" for name, value in rows)
+
+
+def jobs(found: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each unfinished request, oldest first; names last, because they may be long."""
+    rows: list[tuple[str, ...]] = [("JOB", "USER", "STATE", "AGE", "READ", "DONE", "FILE")]
+    for one in map(_Facts, found):
+        times = (one.duration(name) for name in ("age_s", "decoded_s", "recognised_s"))
+        rows.append((one.text("job"), _user(one), one.text("state"), *times, one.text("label") or _UNKNOWN))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return "".join(
+        "  ".join(
+            [*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), printable(row[-1])]
+        )
+        + "\n"
+        for row in rows
+    )
+
+
+def models(names: Sequence[str], loaded: str | None) -> str:
+    """A line for each model; a star and a word mark the one that is loaded."""
+    return "".join(
+        f"{'*' if name == loaded else ' '} {printable(name)}{' (loaded)' if name == loaded else ''}\n"
+        for name in names
+    )
+
+
+def _user(facts: _Facts) -> str:
+    """The user's name where this machine knows it."""
+    import pwd  # noqa: PLC0415 - only `ps` names users
+
+    try:
+        return pwd.getpwuid(int(facts.text("uid"))).pw_name
+    except (KeyError, ValueError, OverflowError):
+        return facts.text("uid")
 
 
 def _count(number: int, one: str, many: str) -> str:

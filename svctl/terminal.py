@@ -56,6 +56,25 @@ def write_stdout(data: bytes) -> None:
             raise OutputError(f"Standard output cannot be written: {error.strerror}.", IO_ERROR) from None
 
 
+def columns_of(descriptor: int) -> int:
+    """The width of a terminal, 80 where it does not say."""
+    try:
+        return os.get_terminal_size(descriptor).columns or 80
+    except OSError:
+        return 80
+
+
+def in_colour(when: str, descriptor: int) -> bool:
+    """Whether to colour what goes to a descriptor: `always`, `never`, or `auto`, on terminals that can.
+
+    NO_COLOR (https://no-color.org) and TERM=dumb say no to `auto`.
+    """
+    if when != "auto":
+        return when == "always"
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+    return wanted and os.isatty(descriptor)
+
+
 def claim_standard_descriptors() -> None:
     """Fill closed descriptors 0 to 2: no socket takes an output's place, and using them stays an error."""
     for descriptor in (STDIN, STDOUT, STDERR):

@@ -10,9 +10,15 @@ from svctl.terminal import STDIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from svctl.client import Client
     from svctl.folder import Folder
     from svctl.options import Values
+
+
+_TEXTS, _JSONS = frozenset(("text", "plain", "raw")), frozenset(("json", "verbose_json"))
+"""Formats with one file ending."""
 
 
 def _only_one(values: Values) -> str:
@@ -25,27 +31,72 @@ def _only_one(values: Values) -> str:
     )
 
 
+def _mistake(values: Values, names: list[str]) -> str:
+    """Why the words do not fit together, or ""."""
+    several = len(names) > 1 or values["recursive"]
+    return _of_formats(values) or _of_folders(values) or (_only_one(values) if several else "")
+
+
+def _of_formats(values: Values) -> str:
+    forms = options.formats(values)
+    if values["timestamps"] and "text" not in forms:
+        return f"-t goes with -f text; -f {values['format']} has no use for it."
+    if values["timestamps"] and values["tags"] == "emoji":
+        return "-t puts times before the lines of segments; --tags emoji writes a recording as one line."
+    if values["max_line_count"] and not values["max_line_width"]:
+        return "--max-line-count counts the lines that --max-line-width makes; give both."
+    if values["max_line_width"] and not {*forms} & {"srt", "vtt"}:
+        return f"--max-line-width goes with -f srt and vtt; -f {values['format']} has no use for it."
+    if len(forms) > 1 and not values["output"]:
+        return f"-f {values['format']} are several files; they need -o FOLDER."
+    for same, ending in ((_TEXTS, ".txt"), (_JSONS, ".json")):
+        if len(same.intersection(forms)) > 1:
+            both = " and ".join(form for form in forms if form in same)
+            return f"-f {values['format']}: {both} are files {ending} both; take one of them."
+    return ""
+
+
+def _of_folders(values: Values) -> str:
+    for name, flag in (("force", "--force"), ("skip_existing", "--skip-existing")):
+        if values[name] and not values["output"]:
+            return f"{flag} is about transcripts in a folder; it needs -o FOLDER."
+    if values["force"] and values["skip_existing"]:
+        return "--force replaces transcripts and --skip-existing leaves them; take one of them."
+    if (values["glob"] or values["exclude"]) and not values["recursive"]:
+        return "--glob and --exclude choose among the files below folders; they need -r."
+    return ""
+
+
 def prepare(values: Values, names: list[str]) -> Folder | None:
     """What can be known before the daemon is asked: whether the words fit together, and where `-o` writes.
 
     Raises WireError `invalid_request`, and OutputError for a folder that cannot be written.
     """
-    if values["timestamps"] and values["format"] != "text":
-        raise wire.WireError(
-            "invalid_request", f"-t goes with -f text; -f {values['format']} has no use for it."
-        )
-    if values["timestamps"] and values["tags"] == "emoji":
-        raise wire.WireError(
-            "invalid_request",
-            "-t puts times before the lines of segments; --tags emoji writes a recording as one line.",
-        )
-    if len(names) > 1 and _only_one(values):
-        raise wire.WireError("invalid_request", _only_one(values))
+    if mistake := _mistake(values, names):
+        raise wire.WireError("invalid_request", mistake)
     if not values["output"]:
         return None
     from svctl.folder import Folder  # noqa: PLC0415 - pathlib costs more than the rest of svctl
 
-    return Folder(values["output"], values["format"], names)
+    return Folder(
+        values["output"],
+        options.formats(values),
+        names,
+        force=values["force"],
+        skip_existing=values["skip_existing"],
+    )
+
+
+def _list(values: Values) -> int:
+    """The descriptor to read names from, -1 where they are on the command line; raises WireError."""
+    if not values["files_from"]:
+        return STDIN if values["null"] else -1
+    if values["files_from"] == "-":
+        return STDIN
+    source = sources.open_source(values["files_from"])
+    if source.error is not None:
+        raise source.error
+    return source.descriptor
 
 
 class Run:
@@ -55,11 +106,34 @@ class Run:
         """Raises as `prepare` does."""
         self._values = values
         self._folder = prepare(values, names)
-        self._several = values["null"] or len(names) > 1
+        self._many = options.listed(values) or values["recursive"]
+        self._several = self._many or len(names) > 1
+        self._skipped = 0
+        below = None
+        if values["recursive"]:
+            from svctl import walk  # noqa: PLC0415 - only -r walks
+
+            wanted = walk.Filter(values["glob"], values["exclude"])
+
+            def below(root: str) -> Iterator[sources.Found]:
+                return walk.walk(root, wanted)
+
         fields = {"language": values["language"], "itn": values["itn"], "vad": values["vad"]}
-        run_names = sources.Names(names, STDIN if values["null"] else -1, only_one=_only_one(values))
+        self._names = sources.Names(
+            names,
+            _list(values),
+            ended_by=b"\0" if values["null"] else b"\n",
+            below=below,
+            only_one=_only_one(values),
+        )
         patience_s = options.patience_s("transcribe", values)
-        self._pipeline = pipeline.Pipeline(run_names, fields, patience_s=patience_s)
+        self._pipeline = pipeline.Pipeline(self._names, fields, patience_s=patience_s, wanted=self._wanted)
+
+    def _wanted(self, source: sources.Source) -> bool:
+        if self._folder is None or self._folder.claim(source):
+            return True
+        self._skipped += 1
+        return False
 
     def begin(self, connection: Client) -> None:
         """Send the first requests, once more where another connection was turned away."""
@@ -71,12 +145,18 @@ class Run:
         Raises WireError when the connection fails, OutputError and BrokenPipeError when the output does.
         """
         from svctl.printer import Printer  # noqa: PLC0415 - the daemon has its requests and is at work
+        from svctl.progress import Progress  # noqa: PLC0415
 
         wire.load_codec()
-        printer = Printer(connection, self._values, self._folder, several=self._several)
+        counts = self._many or (self._several and self._folder is not None)
+        wanted = self._values["progress"] and not self._values["quiet"]
+        progress = Progress(wanted=wanted, total=lambda: self._names.total)
+        printer = Printer(
+            connection, self._values, self._folder, progress, several=self._several, counts=counts
+        )
         status = 0
         for source, event in self._pipeline.run():
             failed = printer.event(source, event)
             status = status or failed
-        printer.end()
+        printer.end(self._skipped)
         return status

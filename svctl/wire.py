@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Message = dict[str, Any]
 
 VERSION_MAJOR = 1
-VERSION_MINOR = 0
+VERSION_MINOR = 1
 
 MAX_HELLO_BYTES = 64 * 2**10
 """Largest frame before the peer has said hello, and of any request but `audio` after it: a stranger cannot
@@ -37,6 +37,8 @@ MAX_ARRAY, MAX_MAP, MAX_STR_BYTES = 4_096, 64, 64 * 2**10
 """Ceilings inside one frame; msgpack's own are 100 MiB."""
 MAX_LABEL_CHARS = 4_096
 """PATH_MAX: a label is the path as the user typed it."""
+MAX_JOBS, MAX_JOB_LABEL_CHARS = 500, 256
+"""Of the answer to `jobs`: in UTF-8 at its longest it fits a frame."""
 MAX_ID = 2**53
 """Request ids are exact in every language's numbers."""
 MAX_VERSION = 2**16
@@ -145,8 +147,13 @@ REQUESTS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "status": {"id": _ID},
     "ping": {"id": _ID},
     "reload": {"id": _ID},
+    "jobs": {"id": _ID},
+    "drop": {"id": _ID, "job": ((int,), _REQUIRED, (1, MAX_ID))},
 }
 """Client to daemon. Ids are the client's, unique among its unfinished requests of one connection."""
+
+SINCE = {"jobs": 1, "drop": 1}
+"""The minor version that brought a request, where it is not 0."""
 
 _NUMBER = (int, float)
 EVENTS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
@@ -194,6 +201,8 @@ EVENTS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
     "status": {"id": _ID, "status": ((dict,), _REQUIRED, None)},
     "pong": {"id": _ID},
     "reloaded": {"id": _ID, "message": ((str,), "", None)},
+    "jobs": {"id": _ID, "jobs": ((list,), _REQUIRED, None)},
+    "dropped": {"id": _ID},
 }
 """Daemon to client. Every `transcribe` ends with exactly one `done` or one `error` that carries its id."""
 

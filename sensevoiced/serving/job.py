@@ -43,7 +43,8 @@ class Job:
         self.task: asyncio.Task[None] | None = None
         self._options = Options(language=message["language"], itn=message["itn"], vad=message["vad"])
         self._path: str | None = message["path"] if message["source"] == "path" else None
-        self._label: str = message["label"] or message["path"]
+        self.label: str = message["label"] or message["path"]
+        """What its client calls it; "" where it says nothing."""
         self._fd = fd
         self._ticket = ticket
         self._limits = limits
@@ -53,6 +54,23 @@ class Job:
     def fed(self) -> bool:
         """Whether it needs nothing more from its client."""
         return self.upload is None or self.upload.complete
+
+    @property
+    def state(self) -> str:
+        """`waiting` (for the model, or for a process of the front end), `uploading`, or `running`."""
+        if self.decoded_s:
+            return "running"
+        return "waiting" if self.fed else "uploading"
+
+    @property
+    def decoded_s(self) -> float:
+        """Seconds of audio that were read."""
+        return self._transcript.decoded_s if self._transcript else 0.0
+
+    @property
+    def recognised_s(self) -> float:
+        """Seconds of audio whose segments have left."""
+        return self._transcript.recognised_s if self._transcript else 0.0
 
     def dispose(self) -> None:
         """Give back everything that it still holds."""
@@ -70,7 +88,7 @@ class Job:
         """
         source_fd = await self._open(service)
         opened_s = asyncio.get_running_loop().time()
-        transcript = service.transcribe(source_fd, self._options, label=self._label, owner=self._ticket.uid)
+        transcript = service.transcribe(source_fd, self._options, label=self.label, owner=self._ticket.uid)
         segments = 0
         async with contextlib.aclosing(transcript):
             self._transcript = transcript

@@ -11,6 +11,7 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+from sensevoiced.serving.board import Board
 from sensevoiced.serving.listener import peer_of
 from sensevoiced.serving.session import FAREWELL_S, Session
 from sensevoiced.serving.transport import ConnectionLost, Stream
@@ -45,6 +46,7 @@ class Server:
         self._service = service
         self._admission = admission
         self._metrics = metrics
+        self._board = Board()
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._turned_away: set[asyncio.Task[None]] = set()
@@ -120,7 +122,7 @@ class Server:
             task.add_done_callback(self._turned_away.discard)
             task.add_done_callback(self._descriptor_is_back)
             return
-        session = Session(stream, peer, self._service, self._admission, self._metrics)
+        session = Session(stream, peer, self._service, self._admission, self._metrics, self._board)
         task = self._loop.create_task(self._serve(session, stream, peer.uid))
         self._sessions[task] = session
         task.add_done_callback(self._sessions.pop)

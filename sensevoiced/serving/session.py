@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sensevoiced.metrics import Metrics
     from sensevoiced.serving.admission import Admission
+    from sensevoiced.serving.board import Board
     from sensevoiced.serving.listener import Peer
     from sensevoiced.serving.service import Service
     from sensevoiced.serving.transport import Stream
@@ -44,8 +45,14 @@ Message = dict[str, Any]
 class Session:
     """The state of one connection; `run` is its whole life."""
 
-    def __init__(
-        self, stream: Stream, peer: Peer, service: Service, admission: Admission, metrics: Metrics
+    def __init__(  # noqa: PLR0917 - what all connections share, and what is this one's
+        self,
+        stream: Stream,
+        peer: Peer,
+        service: Service,
+        admission: Admission,
+        metrics: Metrics,
+        board: Board,
     ) -> None:
         """Prepare; nothing happens before `run`."""
         self._stream = stream
@@ -53,6 +60,7 @@ class Session:
         self._service = service
         self._admission = admission
         self._metrics = metrics
+        self._board = board
         self._loop = asyncio.get_running_loop()
         self._inbox = Inbox(stream, lambda: admission.limits, self._working)
         self._greeted = False
@@ -70,6 +78,8 @@ class Session:
             "status": self._on_status,
             "ping": self._on_ping,
             "reload": self._on_reload,
+            "jobs": self._on_jobs,
+            "drop": self._on_drop,
         }
 
     async def run(self) -> None:
@@ -163,6 +173,23 @@ class Session:
             raise
         await self._stream.send(encode({"type": "reloaded", "id": request, "message": outcome}))
 
+    async def _on_jobs(self, message: Message) -> None:
+        jobs = self._board.jobs(self._peer)
+        await self._stream.send(encode({"type": "jobs", "id": message["id"], "jobs": jobs}))
+
+    async def _on_drop(self, message: Message) -> None:
+        try:
+            self._board.cancel(self._peer, message["job"])
+        except WireError as error:
+            error.request = message["id"]
+            raise
+        await self._stream.send(encode({"type": "dropped", "id": message["id"]}))
+
+    def _end_for_another(self, job: Job) -> None:
+        """Cancel a job because another connection asked for it, which does not wait for our peer to read."""
+        error = WireError("cancelled", "The request was cancelled by `svctl cancel`.")
+        self._group.create_task(self._fail(job, error))
+
     async def _on_transcribe(self, message: Message) -> None:
         request = message["id"]
         if request in self._jobs:
@@ -191,9 +218,11 @@ class Session:
             raise WireError("busy", sentence, request=request, retry_after_ms=SHORTAGE_RETRY_MS) from None
         self._jobs[request] = job
         self._idle.clear()
+        taken_off = self._board.add(self._peer, job, lambda: self._end_for_another(job))
         job.task = self._group.create_task(self._work(job))
         # Not a `finally` in the task: one that is cancelled before its first step never runs.
         job.task.add_done_callback(lambda _: job.dispose())
+        job.task.add_done_callback(lambda _: taken_off())
         if self._ticking is None:
             self._ticking = self._loop.call_later(PROGRESS_INTERVAL_S, self._tick)
 

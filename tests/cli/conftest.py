@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -84,6 +85,27 @@ def serve(tmp_path):
 def server(serve):
     """A daemon that transcribes every file as the text that it holds."""
     return serve()
+
+
+@pytest.fixture
+def obey_modes():
+    """Settings of a process for which file modes count, also where root runs the tests."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def drop():
+        # root reads everything by these two capabilities; without them it is told EACCES like everybody
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP; takes effect with exec
+
+    return {"preexec_fn": drop} if os.geteuid() == 0 else {}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two recordings that read as two lines and one line of text."""
+    (tmp_path / "first.wav").write_text("hello\nworld")
+    (tmp_path / "second.wav").write_text("你好", encoding="utf-8")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

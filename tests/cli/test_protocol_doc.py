@@ -93,6 +93,8 @@ CONSTANTS = (
     "MAX_MAP",
     "MAX_STR_BYTES",
     "MAX_LABEL_CHARS",
+    "MAX_JOBS",
+    "MAX_JOB_LABEL_CHARS",
     "MAX_ID",
     "MAX_VERSION",
     "MAX_CLIENT_CHARS",

@@ -123,6 +123,10 @@ class Peer:
             self.send({"type": "pong", "id": request})
         elif kind == "reload":
             self.send({"type": "reloaded", "id": request})
+        elif kind == "jobs":
+            self.send({"type": "jobs", "id": request, "jobs": self.server.jobs})
+        elif kind == "drop":
+            self.send({"type": "dropped", "id": request})
         elif kind == "status":
             self.send({"type": "status", "id": request, "status": self.server.status})
 
@@ -140,6 +144,7 @@ class FakeServer:
         self.arrived = threading.Condition()
         self.ended = threading.Event()
         """Set when a connection has ended."""
+        self.jobs = []
         self.status = {"server": SERVER, "pid": 1, "state": "ready", "model": "fake"}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 

@@ -19,6 +19,7 @@ from sensevoiced.jobs import Decoded, JobError, Options, Timings, Word
 from sensevoiced.metrics import Metrics
 from sensevoiced.serving import job, source
 from sensevoiced.serving.admission import Admission
+from sensevoiced.serving.board import Board
 from sensevoiced.serving.inbox import Inbox
 from sensevoiced.serving.listener import Peer
 from sensevoiced.serving.service import Segment
@@ -86,7 +87,7 @@ class Running:
     """A session on a loop of its own thread, and a client at its other end."""
 
     def __init__(self, service, peer=SELF, **limits):
-        self.service, self.metrics = service, Metrics()
+        self.service, self.metrics, self.board = service, Metrics(), Board()
         self.admission = Admission(dataclasses.replace(ServingConfig(), **limits), lambda: None)
         ours, theirs = socket.socketpair()
         self.error = None
@@ -98,7 +99,7 @@ class Running:
     def _main(self, sock, peer):
         async def run():
             stream = Stream(sock, max_write_buffer_bytes=2**21, write_timeout_s=5.0)
-            self.session = Session(stream, peer, self.service, self.admission, self.metrics)
+            self.session = Session(stream, peer, self.service, self.admission, self.metrics, self.board)
             try:
                 await self.session.run()
             finally:

@@ -1,0 +1,266 @@
+"""The client for programs on asyncio: `svctl.AsyncClient`, many requests at a time over one connection.
+
+Not imported by the command line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+from svctl import wire
+from svctl.client import error_of, pause_s
+from svctl.connect import connect
+from svctl.library import PATIENCE_S, fields_of
+from svctl.recording import source_of
+from svctl.results import segment_of, transcript_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+    from types import TracebackType
+
+    from svctl.client import Client as Connection
+    from svctl.recording import Audio
+    from svctl.results import Segment, Transcript
+    from svctl.sources import Source
+    from svctl.wire import Message
+
+_AUDIO_BYTES = 64 * 2**10
+"""One read of a stream: a pipe's default capacity."""
+_MAX_BACKLOG_BYTES = 256 * 2**10
+"""A stream is not read while so much waits for the daemon, so that back-pressure reaches its writer."""
+
+
+class AsyncClient:
+    """One connection to the daemon, for one event loop; use it in an `async with` block.
+
+    Any number of requests may run at once. Cancelling a task cancels its request. Errors as of svctl.Client.
+    """
+
+    def __init__(self, socket: str | os.PathLike[str] = "", *, patience_s: float = PATIENCE_S) -> None:
+        """As svctl.Client; it connects when the block is entered."""
+        self._socket = os.fspath(socket)
+        self._patience_s = patience_s
+        self._connection: Connection
+        self._loop: asyncio.AbstractEventLoop
+        self._waiting: dict[int, asyncio.Queue[Message]] = {}
+        self._room = asyncio.Event()
+        self._broken: wire.WireError | None = None
+
+    async def __aenter__(self) -> Self:
+        """Connect, waiting for a daemon that is loading or full."""
+        self._loop = asyncio.get_running_loop()
+        self._connection = await asyncio.to_thread(
+            connect, self._socket, patience_s=self._patience_s, answer_s=self._patience_s
+        )
+        self._loop.add_reader(self._connection.descriptor, self._pump)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; what is unfinished is dropped."""
+        self._forget()
+        self._connection.close()
+
+    @property
+    def server(self) -> str:
+        """Which daemon answers, such as `sensevoiced/0.1.0`."""
+        return self._connection.server
+
+    async def transcribe(
+        self,
+        audio: Audio,
+        *,
+        rate: int | None = None,
+        language: str = "auto",
+        itn: bool = True,
+        vad: bool = True,
+        label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Transcript:
+        """Transcribe one recording; arguments as of Client.transcribe."""
+        source = source_of(audio, rate, label)
+        async with (
+            _limit(timeout_s),
+            contextlib.aclosing(self._events(source, fields_of(language, itn=itn, vad=vad))) as arriving,
+        ):
+            events = [event async for event in arriving]
+        *segments, done = (event for event in events if event["type"] in ("segment", "done"))
+        return transcript_of(source.label, segments, done)
+
+    async def segments(
+        self,
+        audio: Audio,
+        *,
+        rate: int | None = None,
+        language: str = "auto",
+        itn: bool = True,
+        vad: bool = True,
+        label: str | None = None,
+    ) -> AsyncIterator[Segment]:
+        """Give the segments of one recording as they are recognised; arguments as of Client.segments.
+
+        Close it (contextlib.aclosing) where the loop may be left early: that cancels what is left.
+        """
+        source = source_of(audio, rate, label)
+        async with contextlib.aclosing(
+            self._events(source, fields_of(language, itn=itn, vad=vad))
+        ) as arriving:
+            async for event in arriving:
+                if event["type"] == "segment":
+                    yield segment_of(event)
+
+    async def status(self) -> dict[str, Any]:
+        """What the daemon runs, holds and has done: `status` of PROTOCOL.md."""
+        status: dict[str, Any] = (await self._call("status"))["status"]
+        return status
+
+    async def ping(self) -> None:
+        """Return when the daemon has answered."""
+        await self._call("ping")
+
+    async def reload(self) -> str:
+        """Let the daemon read its settings again; what came of it, in a sentence."""
+        message: str = (await self._call("reload"))["message"]
+        return message
+
+    async def _call(self, kind: str) -> Message:
+        async with _limit(self._patience_s):
+            while True:
+                with self._request(kind) as (_, arrived):
+                    event = await self._next(arrived)
+                if event["type"] != "error":
+                    return event
+                error = error_of(event)
+                if error.retry_after_ms is None:
+                    raise error
+                await asyncio.sleep(pause_s(error.retry_after_ms))
+
+    async def _events(self, source: Source, fields: dict[str, Any]) -> AsyncGenerator[Message, None]:
+        """The events of one transcription, asked for again while the daemon is full."""
+        try:
+            began_s = self._loop.time()
+            while True:
+                event: Message | None = None
+                async with contextlib.aclosing(self._one_try(source, fields)) as arriving:
+                    async for event in arriving:
+                        if event["type"] != "error":
+                            yield event
+                if event is None or event["type"] != "error":
+                    return
+                error = error_of(event)
+                # a stream's bytes have gone: it cannot be sent again
+                again = error.code == "busy" and not source.streamed
+                if not again or self._loop.time() - began_s > self._patience_s:
+                    raise error
+                await asyncio.sleep(pause_s(error.retry_after_ms))
+        finally:
+            os.close(source.descriptor)
+
+    async def _one_try(self, source: Source, fields: dict[str, Any]) -> AsyncGenerator[Message, None]:
+        kind, descriptor = ("stream", -1) if source.streamed else ("fd", source.descriptor)
+        with self._request("transcribe", descriptor, source=kind, label=source.label, **fields) as (
+            request,
+            arrived,
+        ):
+            upload = asyncio.create_task(self._upload(request, source)) if source.streamed else None
+            finished = False
+            try:
+                while not finished:
+                    event = await self._next(arrived)
+                    finished = event["type"] in ("done", "error")
+                    yield event
+            finally:
+                if upload is not None:
+                    upload.cancel()
+                if not finished:
+                    self._send({"type": "cancel", "id": request})
+
+    async def _upload(self, request: int, source: Source) -> None:
+        while True:
+            await self._has_room()
+            # a thread, because a file may have no descriptor that a loop can watch
+            data = await asyncio.to_thread(os.read, source.descriptor, _AUDIO_BYTES)
+            if not data:
+                self._send({"type": "end", "id": request})
+                return
+            self._send({"type": "audio", "id": request, "data": data})
+
+    async def _has_room(self) -> None:
+        while self._connection.backlog_bytes >= _MAX_BACKLOG_BYTES:
+            self._room.clear()
+            await self._room.wait()
+
+    @contextlib.contextmanager
+    def _request(self, kind: str, descriptor: int = -1, **fields: Any) -> Any:
+        """Send a request; gives its id, and the queue of its events for the length of the block."""
+        if self._broken is not None:
+            raise self._broken
+        request = self._connection.request(kind, descriptor, **fields)
+        arrived: asyncio.Queue[Message] = asyncio.Queue()
+        self._waiting[request] = arrived
+        self._watch()
+        try:
+            yield request, arrived
+        finally:
+            del self._waiting[request]
+
+    async def _next(self, arrived: asyncio.Queue[Message]) -> Message:
+        event = await arrived.get()
+        if event["type"] == "error" and event["id"] is None:
+            raise self._broken or error_of(event)
+        return event
+
+    def _send(self, message: Message) -> None:
+        if self._broken is None:
+            self._connection.send(message)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Have the loop tell when the socket takes more, as long as there is more."""
+        if self._connection.backlog_bytes:
+            self._loop.add_writer(self._connection.descriptor, self._pump)
+        else:
+            self._loop.remove_writer(self._connection.descriptor)
+            self._room.set()
+
+    def _pump(self) -> None:
+        try:
+            self._connection.pump()
+            while (event := self._connection.take()) is not None:
+                if event["type"] == "error" and event["id"] is None:
+                    self._break(error_of(event))
+                elif (arrived := self._waiting.get(event["id"])) is not None:
+                    arrived.put_nowait(event)
+        except wire.WireError as error:
+            self._break(error)
+            return
+        if self._connection.ended:
+            self._break(self._connection.broken())
+        else:
+            self._watch()
+
+    def _break(self, error: wire.WireError) -> None:
+        """Tell everybody who waits that nothing will come any more."""
+        self._broken = self._broken or error
+        self._forget()
+        for arrived in self._waiting.values():
+            arrived.put_nowait({**self._broken.to_message(), "id": None})
+        self._room.set()
+
+    def _forget(self) -> None:
+        self._loop.remove_reader(self._connection.descriptor)
+        self._loop.remove_writer(self._connection.descriptor)
+
+
+@contextlib.asynccontextmanager
+async def _limit(seconds: float | None) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        sentence = "The daemon has not answered in the time that it was given."
+        raise wire.WireError("timeout", sentence) from None

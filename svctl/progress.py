@@ -1,0 +1,80 @@
+"""One line on a terminal's standard error that says how far a run is; never written anywhere else.
+
+Imported only once the daemon is at work.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from svctl.terminal import STDERR, columns_of, printable, write_stderr
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from svctl.wire import Message
+
+_CLEAR = "\r\x1b[K"
+"""Back to the start of the line, and the line empty (ECMA-48 EL)."""
+_EVERY_S = 0.1
+"""Between two looks of the line; nobody reads faster. The daemon itself says nothing of brief recordings."""
+_SHOWN_NAME = 40
+"""Characters of a name; its end, because that tells recordings of one folder apart."""
+
+
+class Progress:
+    """Counts what has come and shows it; silent where standard error is no terminal."""
+
+    def __init__(self, *, wanted: bool, total: Callable[[], int | None]) -> None:
+        """`total` gives how many recordings there will be, None while nobody knows."""
+        self._shows = wanted and os.isatty(STDERR)
+        self._total = total
+        self._began_s = time.monotonic()
+        self._shown_s = self._began_s - _EVERY_S
+        self._visible = False
+        self.finished = 0
+        self.audio_s = 0.0
+        """Of recordings that are finished."""
+
+    @property
+    def took_s(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began_s
+
+    def ended(self, duration_s: float) -> None:
+        """Count one recording, 0 seconds where it failed."""
+        self.finished += 1
+        self.audio_s += duration_s
+        self._shown_s = self._began_s - _EVERY_S  # the next one is news
+
+    def show(self, name: str, event: Message) -> None:
+        """Show the line for the recording in hand, from its `progress` event."""
+        now_s = time.monotonic()
+        if not self._shows or now_s - self._shown_s < _EVERY_S:
+            return
+        self._shown_s = now_s
+        self._visible = True
+        text = self._line(name, event["decoded_s"], event["recognised_s"])
+        write_stderr(_CLEAR + text[: max(1, columns_of(STDERR) - 1)])
+
+    def clear(self) -> None:
+        """Leave an empty line to whatever is written next."""
+        if self._visible:
+            self._visible = False
+            write_stderr(_CLEAR)
+
+    def _line(self, name: str, decoded_s: float, recognised_s: float) -> str:
+        total = self._total()
+        shown = printable(name)
+        shown = shown if len(shown) <= _SHOWN_NAME else "…" + shown[1 - _SHOWN_NAME :]
+        parts = [f"{shown}: {recognised_s:.0f}/{decoded_s:.0f} s"]
+        if total != 1:
+            parts.insert(0, f"{self.finished + 1}/{total}" if total else f"{self.finished + 1}")
+        if took_s := self.took_s:
+            parts.append(f"{(self.audio_s + recognised_s) / took_s:.0f}x")
+        if total and 0 < self.finished < total:
+            left_s = took_s / self.finished * (total - self.finished)
+            parts.append(f"{left_s // 60:.0f}:{left_s % 60:02.0f} left")
+        return "  ".join(parts)

@@ -1,0 +1,100 @@
+"""Audio as a program holds it, made into a descriptor for the daemon: a path, an open file, bytes, samples.
+
+Only the library imports it. Decodes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from typing import IO, TYPE_CHECKING, Any
+
+from svctl.sources import Source, open_source
+
+if TYPE_CHECKING:
+    Audio = str | os.PathLike[str] | IO[bytes] | bytes | bytearray | memoryview | Any
+
+_FLOAT, _INTEGER = 3, 1
+"""wFormatTag of a WAV."""
+_SAMPLE_BYTES = {"f": 4, "i": 2}
+_MAX_DIMENSIONS = 2
+
+
+def source_of(audio: Audio, rate: int | None, label: str | None) -> Source:
+    """A source that owns its descriptor.
+
+    A path is opened; an open file is passed itself where it is a regular one at its start, and streamed
+    otherwise; bytes are a whole file (WAV, FLAC, MP3, ...); an array of samples, (frames,) or (frames,
+    channels), float in -1..1 or int16, needs its `rate` in Hz. Raises TypeError and ValueError for what is
+    none of these, WireError for a file that cannot be opened.
+    """
+    found = _made(audio, rate)
+    if found.error is not None:
+        raise found.error
+    if label is not None:
+        found.label = label
+    return found
+
+
+def _made(audio: Audio, rate: int | None) -> Source:
+    if isinstance(audio, (str, os.PathLike)):
+        name = os.fspath(audio)
+        # a file may well be called "-"; standard input is sys.stdin.buffer here
+        return open_source(f"./{name}" if name == "-" else name)
+    if isinstance(audio, (bytes, bytearray, memoryview)):
+        return Source("bytes", _held(bytes(audio)))
+    if hasattr(audio, "dtype") and hasattr(audio, "shape"):
+        if rate is None:
+            raise TypeError("samples need their rate: transcribe(samples, rate=16000)")
+        return Source("samples", _held(_wav(audio, rate)))
+    if hasattr(audio, "read"):
+        return _of_file(audio)
+    raise TypeError(f"{type(audio).__name__} is no path, open binary file, bytes, or array of samples")
+
+
+def _of_file(file: IO[bytes]) -> Source:
+    name = str(getattr(file, "name", "file"))
+    try:
+        descriptor = file.fileno()
+    except (AttributeError, OSError):
+        data = file.read()
+        if not isinstance(data, bytes):
+            raise TypeError("the file is open as text: open it with mode 'rb'") from None
+        return Source(name, _held(data))
+    if hasattr(file, "encoding"):
+        raise TypeError("the file is open as text: open it with mode 'rb'")
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if file.tell() == 0:
+            return Source(name, os.dup(descriptor))
+        return Source(name, _held(file.read()))
+    return Source(name, os.dup(descriptor), streamed=True)
+
+
+def _held(data: bytes) -> int:
+    descriptor = os.memfd_create("recording", os.MFD_CLOEXEC)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _wav(samples: Any, rate: int) -> bytes:
+    """A WAV of an array's samples; whoever has an array has numpy, and numpy converts."""
+    if samples.ndim not in range(1, _MAX_DIMENSIONS + 1) or samples.dtype.kind not in "fi":
+        raise ValueError("samples are (frames,) or (frames, channels), float or int16")
+    if samples.dtype.kind == "i" and samples.dtype.itemsize != _SAMPLE_BYTES["i"]:
+        raise ValueError(f"integer samples are int16, not {samples.dtype}")
+    kind = samples.dtype.kind
+    channels = samples.shape[1] if samples.ndim == _MAX_DIMENSIONS else 1
+    data: bytes = samples.astype("<f4" if kind == "f" else "<i2").tobytes()
+    frame_bytes = channels * _SAMPLE_BYTES[kind]
+    tag = _FLOAT if kind == "f" else _INTEGER
+    bits = 8 * _SAMPLE_BYTES[kind]
+    form = struct.pack("<HHIIHH", tag, channels, rate, rate * frame_bytes, frame_bytes, bits)
+    head = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data))
+    return b"RIFF" + struct.pack("<I", len(head) + len(data)) + head + data

@@ -1,0 +1,101 @@
+"""What a transcription gives a program: typed, frozen, and made from the daemon's events.
+
+Only the library imports it: dataclasses cost more than a whole ping of the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from svctl import formats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word, or one character of a script without spaces."""
+
+    word: str
+    start: float
+    """Seconds from the start of the recording."""
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One stretch of speech."""
+
+    index: int
+    start: float
+    """Seconds from the start of the recording."""
+    end: float
+    text: str
+    language: str
+    """zh, en, yue, ja, ko, or nospeech."""
+    emotion: str
+    """HAPPY, SAD, ANGRY, NEUTRAL, FEARFUL, DISGUSTED, SURPRISED, or EMO_UNKNOWN."""
+    event: str
+    """Speech, BGM, Laughter, Applause, Cry, Sneeze, Breath, Cough, or Event_UNK."""
+    language_score: float
+    """A probability over the model's whole vocabulary, as the other scores are."""
+    emotion_score: float
+    event_score: float
+    words: tuple[Word, ...]
+    raw: str
+    """What FunASR's `text` would be, with the model's own tags."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One recording."""
+
+    segments: tuple[Segment, ...]
+    text: str
+    """All of it as running text."""
+    language: str
+    """The one with most seconds of speech, `nospeech` where there is none."""
+    duration: float
+    """Seconds of audio."""
+    model: str
+    truncated: bool
+    """The recording was damaged or broke off; this is what could be read of it."""
+    timings: Mapping[str, float]
+    """Where the daemon's time went, in seconds; PROTOCOL.md names the stages."""
+    file: str = ""
+    _whole: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def render(self, form: str, **style: Any) -> str:
+        """The transcript as `svctl transcribe -f` writes it; `style` as of formats.Style."""
+        if form not in formats.FORMS:
+            raise ValueError(f"{form!r} is not one of {', '.join(formats.FORMS)}")
+        return formats.rendered(form, dict(self._whole), formats.Style(**style))
+
+
+def segment_of(event: Mapping[str, Any]) -> Segment:
+    """A segment from its event."""
+    whole = formats.segment_object(dict(event))
+    return Segment(
+        index=whole["id"],
+        words=tuple(Word(**word) for word in whole["words"]),
+        **{name: whole[name] for name in Segment.__slots__ if name not in ("index", "words")},
+    )
+
+
+def transcript_of(label: str, events: Iterable[Mapping[str, Any]], done: Mapping[str, Any]) -> Transcript:
+    """A transcript from its segments' events and its `done`."""
+    found = [dict(event) for event in events]
+    whole = formats.transcript(label, found, dict(done))
+    return Transcript(
+        segments=tuple(map(segment_of, found)),
+        text=whole["text"],
+        language=whole["language"],
+        duration=whole["duration"],
+        model=whole["model"],
+        truncated=whole["truncated"],
+        timings=dict(done["timings"]),
+        file=label,
+        _whole=whole,
+    )

@@ -1,0 +1,113 @@
+"""Recordings below a folder (`svctl transcribe -r`): which files, in which order, and under which name.
+
+Imported only where -r is given. Reads names, never a file.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from svctl.sources import Found, not_opened
+from svctl.wire import WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ENDINGS = frozenset(
+    (
+        *(
+            "wav",
+            "wave",
+            "flac",
+            "mp3",
+            "mp2",
+            "ogg",
+            "oga",
+            "opus",
+            "spx",
+            "m4a",
+            "m4b",
+            "aac",
+            "ac3",
+            "amr",
+        ),
+        *("aif", "aiff", "aifc", "au", "snd", "caf", "w64", "rf64", "wma", "mka", "3gp", "3gpp"),
+        *("mp4", "m4v", "mov", "mkv", "webm", "avi", "ogv", "wmv", "asf"),
+    )
+)
+"""What is taken for a recording without --glob; of a video its first audio stream is."""
+
+
+class Filter:
+    """Which files are taken: --glob instead of the known endings, less --exclude.
+
+    A pattern with a slash is for the path below the folder that was named, another one for a name alone.
+    """
+
+    def __init__(self, globs: Sequence[str], excludes: Sequence[str]) -> None:
+        """Take the patterns as the shell writes them."""
+        self._globs = globs
+        self._excludes = excludes
+
+    def takes(self, name: str, below: str) -> bool:
+        """Say whether a file is wanted."""
+        if self._any(self._excludes, name, below):
+            return False
+        if self._globs:
+            return self._any(self._globs, name, below)
+        return name.rpartition(".")[2].lower() in ENDINGS
+
+    def enters(self, name: str, below: str) -> bool:
+        """Say whether a folder is looked into."""
+        return not self._any(self._excludes, name, below)
+
+    @staticmethod
+    def _any(patterns: Sequence[str], name: str, below: str) -> bool:
+        if not patterns:
+            return False
+        from fnmatch import fnmatchcase  # noqa: PLC0415 - imports re, which only a pattern has to pay for
+
+        return any(fnmatchcase(below if "/" in pattern else name, pattern) for pattern in patterns)
+
+
+def walk(root: str, wanted: Filter) -> Iterator[Found]:
+    """Every wanted file below `root`, folder by folder in the order of their names, as they are come upon.
+
+    Hidden files and folders are left out, and links to folders are not followed. Two recordings that differ
+    in their ending only keep it in their `place`.
+    """
+    any_found = False
+    for found in _below(root, "", wanted):
+        any_found = True
+        yield found
+    if not any_found:
+        sentence = f"{root} holds no recording; --glob takes files of other endings."
+        yield Found(root, "", WireError("not_found", sentence))
+
+
+def _below(folder: str, below: str, wanted: Filter) -> Iterator[Found]:
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry for entry in entries if entry.name[:1] != "."), key=lambda one: one.name)
+    except OSError as error:
+        yield Found(folder, below.rstrip("/"), not_opened(folder, error))
+        return
+    files = [one for one in found if not one.is_dir() and wanted.takes(one.name, below + one.name)]
+    stems: dict[str, int] = {}
+    for one in files:
+        stem = _stem(one.name)
+        stems[stem] = stems.get(stem, 0) + 1
+    taken = {one.name for one in files}
+    for one in found:
+        if one.name in taken:
+            stem = _stem(one.name)
+            yield Found(one.path, below + (stem if stems[stem] == 1 else one.name))
+        elif one.is_dir(follow_symlinks=False) and wanted.enters(one.name, below + one.name):
+            yield from _below(one.path, f"{below}{one.name}/", wanted)
+
+
+def _stem(name: str) -> str:
+    """The name without its ending; a name that begins with its only point has none."""
+    stem, point, _ = name.rpartition(".")
+    return stem if point and stem else name

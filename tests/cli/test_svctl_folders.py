@@ -1,0 +1,183 @@
+"""Folders in and folders out: -r with its patterns, several formats, runs that are repeated or broke off."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+TREE = (
+    *("calls/b.wav", "calls/a.mp3", "calls/a.wav", "calls/old/c.FLAC", "calls/old/deep/d.opus"),
+    *("calls/notes.txt", "calls/.hidden/e.wav", "calls/.f.wav", "calls/skip/g.wav", "top.wav"),
+)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder of recordings, each of which holds its own name, and of files that are none."""
+    for name in TREE:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def listed(folder):
+    """All files below a folder, sorted."""
+    return sorted(
+        os.path.relpath(os.path.join(at, name), folder)  # noqa: PTH118 - os.walk's own strings
+        for at, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def texts(out):
+    """The recordings' own texts, in the order in which they came."""
+    return [line.rpartition(" ")[2] for line in out.splitlines() if line.startswith("[EN]")]
+
+
+def test_r_takes_the_recordings_below_in_order(svctl, server, tree):
+    """Known endings whatever their case, sorted by name, nothing hidden; files beside are still files."""
+    status, out, err = svctl("transcribe", "-r", "calls", "top.wav")
+    assert status == 0
+    wanted = ["a.mp3", "a.wav", "b.wav", "old/c.FLAC", "old/deep/d.opus", "skip/g.wav"]
+    assert texts(out) == [*(f"calls/{name}" for name in wanted), "top.wav"]
+    assert out.startswith("==> calls/a.mp3 <==\n")
+    assert err.startswith("svctl: 7 transcribed, 0 failed; ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--glob", "*.txt"], ["calls/notes.txt"]),
+        (["--glob=*.mp3", "--glob=old/*"], ["calls/a.mp3", "calls/old/c.FLAC", "calls/old/deep/d.opus"]),
+        (
+            ["--exclude", "skip", "--exclude", "old/deep", "--exclude=a.*"],
+            ["calls/b.wav", "calls/old/c.FLAC"],
+        ),
+    ],
+)
+def test_patterns_choose_by_name_or_by_path(svctl, server, tree, words, found):
+    """--glob takes the place of the endings, --exclude takes away, whole folders too."""
+    status, out, _ = svctl("transcribe", "-r", *words, "calls")
+    assert (status, texts(out)) == (0, found)
+
+
+def test_links_to_folders_are_not_followed(svctl, server, tree):
+    """A tree that links to itself ends; a link to a file is a file."""
+    (tree / "calls/loop").symlink_to(tree / "calls")
+    (tree / "calls/old/link.wav").symlink_to(tree / "top.wav")
+    _, out, _ = svctl("transcribe", "-r", "calls/old")
+    assert texts(out) == ["calls/old/c.FLAC", "calls/old/deep/d.opus", "top.wav"]
+
+
+def test_a_folder_that_gives_nothing_is_a_mistake_of_its_own(svctl, server, tree, obey_modes):
+    """Without a recording 66, not readable 77; the other names are still transcribed."""
+    (tree / "empty").mkdir()
+    status, out, err = svctl("transcribe", "-q", "-r", "empty", "top.wav")
+    assert (status, texts(out)) == (66, ["top.wav"])
+    assert err == "svctl: empty holds no recording; --glob takes files of other endings.\n"
+    (tree / "closed").mkdir(mode=0)
+    status, _, err = svctl("transcribe", "-q", "-r", "closed", "top.wav", **obey_modes)
+    assert (status, err) == (77, "svctl: closed cannot be opened: Permission denied.\n")
+
+
+def test_o_keeps_the_tree_and_every_name(svctl, server, tree):
+    """Each format is a file of its own in the same tree; recordings that differ by ending only keep it."""
+    status, out, err = svctl("transcribe", "-r", "-f", "srt,json", "-o", "out", "calls")
+    assert (status, out) == (0, "")
+    assert err.startswith("svctl: 6 transcribed, 0 failed; ")
+    stems = ["a.mp3", "a.wav", "b", "old/c", "old/deep/d", "skip/g"]
+    assert listed(tree / "out") == sorted(f"{stem}.{form}" for stem in stems for form in ("json", "srt"))
+    assert "calls/old/deep/d.opus" in (tree / "out/old/deep/d.srt").read_text()
+
+
+def test_what_is_there_is_kept_unless_told(svctl, server, tree):
+    """A transcript that is there is a mistake; --force replaces it, --skip-existing asks nobody."""
+    (tree / "out").mkdir()
+    (tree / "out/b.txt").write_text("mine")
+    run = ("transcribe", "-o", "out", "-r", "calls")
+    status, _, err = svctl(*run)
+    assert status == 73
+    assert (
+        err.splitlines()[0]
+        == "svctl: calls/b.wav: out/b.txt exists; --force replaces it, --skip-existing leaves it."
+    )
+    assert err.splitlines()[-1].startswith("svctl: 5 transcribed, 1 failed; ")
+    asked = len(server.requests)
+    status, _, err = svctl(*run, "--skip-existing")
+    assert status == 0
+    assert err.startswith("svctl: 0 transcribed, 0 failed, 6 were there already; ")
+    assert [request["type"] for request in server.requests[asked:]].count("transcribe") == 0
+    assert (tree / "out/b.txt").read_text() == "mine"
+    assert svctl(*run, "--force")[0] == 0
+    assert "calls/b.wav" in (tree / "out/b.txt").read_text()
+
+
+def test_a_run_that_broke_off_goes_on(svctl, server, tree):
+    """A recording of which one format is missing is transcribed again, and what is there stays."""
+    run = ("transcribe", "-f", "json,srt", "-o", "out", "-r", "calls", "--skip-existing")
+    assert svctl(*run)[0] == 0
+    (tree / "out/b.srt").unlink()
+    (tree / "out/b.json").write_text("kept")
+    (tree / "out/old/c.json").unlink()
+    assert svctl(*run)[2].startswith("svctl: 2 transcribed, 0 failed, 4 were there already; ")
+    assert (tree / "out/b.json").read_text() == "kept"
+    assert (tree / "out/b.srt").is_file()
+    assert (tree / "out/old/c.json").is_file()
+
+
+def test_a_list_of_names_may_be_a_file_with_lines(svctl, server, tree):
+    """--files-from takes lines, from a file or standard input, and NULs with -0; folders count with -r."""
+    (tree / "list").write_text("top.wav\ncalls/b.wav\n")
+    assert texts(svctl("transcribe", "--files-from", "list")[1]) == ["top.wav", "calls/b.wav"]
+    assert texts(svctl("transcribe", "--files-from=-", data=b"calls/b.wav")[1]) == ["calls/b.wav"]
+    (tree / "list0").write_bytes(b"calls/old\0top.wav\0")
+    assert texts(svctl("transcribe", "-r", "-0", "--files-from", "list0")[1]) == [
+        *("calls/old/c.FLAC", "calls/old/deep/d.opus", "top.wav"),
+    ]
+    assert svctl("transcribe", "--files-from", "absent") == (
+        66,
+        "",
+        "svctl: absent cannot be opened: No such file or directory.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["-f", "srt,json", "top.wav"], "-f srt,json are several files; they need -o FOLDER."),
+        (
+            ["-f", "text,plain", "-o", "out", "top.wav"],
+            "-f text,plain: text and plain are files .txt both; take one of them.",
+        ),
+        (["--force", "top.wav"], "--force is about transcripts in a folder; it needs -o FOLDER."),
+        (
+            ["--force", "--skip-existing", "-o", "out", "top.wav"],
+            "--force replaces transcripts and --skip-existing leaves them; take one of them.",
+        ),
+        (
+            ["--glob", "*.txt", "calls"],
+            "--glob and --exclude choose among the files below folders; they need -r.",
+        ),
+        (
+            ["-r", "-f", "srt", "calls"],
+            "-f srt holds one recording; several need -o FOLDER, which gets a file for each.",
+        ),
+        (
+            ["--files-from", "list", "top.wav"],
+            "--files-from takes the names from a list; name no FILE beside it.",
+        ),
+        (
+            ["-f", "srt,doc", "top.wav"],
+            (
+                "Invalid value for '-f' / '--format': 'doc' is not one of 'text', 'json', 'jsonl', "
+                "'verbose_json', 'raw', 'plain', 'srt', 'vtt', 'tsv'."
+            ),
+        ),
+    ],
+)
+def test_words_that_do_not_fit_are_told_before_anything_is_asked(svctl, server, tree, words, sentence):
+    """One sentence, exit status 64, no request."""
+    assert svctl("transcribe", *words) == (64, "", f"svctl: {sentence}\n")
+    assert server.requests == []

@@ -1,0 +1,95 @@
+"""What only a terminal gets: colours, and a line that says how far the run is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+
+import pytest
+from harness.fake_server import Peer
+
+PLAIN = "[EN][NEUTRAL] hello\n"
+COLOURED = "\x1b[36m[EN]\x1b[0m\x1b[33m[NEUTRAL]\x1b[0m hello\n"
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """Three recordings of one line."""
+    for name in ("a.wav", "b.wav", "c.wav"):
+        (tmp_path / name).write_text("hello")
+
+
+@pytest.fixture
+def on_terminal(start):
+    """Run svctl with one of its outputs on a terminal: exit status, what came there, the other output."""
+
+    def run(*words, which, env=None):
+        leader, follower = pty.openpty()
+        process = start(*words, env={"TERM": "xterm", **(env or {})}, **{which: follower})
+        os.close(follower)
+        shown = b""
+        # a terminal whose last writer has gone is an I/O error on Linux
+        with contextlib.suppress(OSError):
+            while part := os.read(leader, 4096):
+                shown += part
+        os.close(leader)
+        out, err = process.communicate(timeout=60)
+        other = err if which == "stdout" else out
+        return process.returncode, shown.decode().replace("\r\n", "\n"), other.decode()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "shown"),
+    [
+        ([], {}, COLOURED),
+        ([], {"NO_COLOR": "1"}, PLAIN),
+        ([], {"TERM": "dumb"}, PLAIN),
+        (["--color", "never"], {}, PLAIN),
+        (["--color=always"], {"NO_COLOR": "1"}, COLOURED),
+        (["-t"], {}, "\x1b[2m[0.00-1.50]\x1b[0m " + COLOURED),
+        (["-f", "plain"], {}, "hello\n"),
+    ],
+)
+def test_text_is_coloured_on_a_terminal(  # noqa: PLR0917 - a table of three
+    on_terminal, server, recordings, words, env, shown
+):
+    """Unless told otherwise, and never another format."""
+    assert on_terminal("transcribe", "-q", *words, "a.wav", which="stdout", env=env)[:2] == (0, shown)
+
+
+def test_a_pipe_and_a_file_get_no_escape(svctl, server, recordings):
+    """Colour where there is no terminal has to be asked for; a file of -o never has it."""
+    assert svctl("transcribe", "a.wav", env={"TERM": "xterm"})[1:] == (PLAIN, "")
+    assert svctl("transcribe", "--color=always", "a.wav")[1] == COLOURED
+    assert svctl("transcribe", "--color=always", "-o", ".", "a.wav")[0] == 0
+    assert svctl("transcribe", "-f", "raw", "--color=always", "a.wav")[1].count("\x1b") == 0
+
+
+def test_what_is_said_brings_no_colours_of_its_own(svctl, serve, recordings, tmp_path):
+    """An escape in a transcript is shown, also where colours are on."""
+    (tmp_path / "evil.wav").write_text("\x1b[31mred")
+    serve()
+    assert svctl("transcribe", "--color=always", "evil.wav")[1].endswith(" \\x1b[31mred\n")
+
+
+def _slow(peer, message):
+    """Answer with progress before the transcript."""
+    peer.send({"type": "progress", "id": message["id"], "decoded_s": 30.4, "recognised_s": 10.0})
+    Peer.answer(peer, message)
+
+
+def test_progress_is_a_line_of_a_terminal_and_leaves_it_clean(on_terminal, serve, recordings, svctl):
+    """It counts recordings and seconds, and is gone before anything else is written; a pipe gets none."""
+    serve(_slow)
+    status, shown, out = on_terminal("transcribe", "a.wav", "b.wav", which="stderr")
+    assert (status, out.count("hello")) == (0, 2)
+    lines = shown.split("\r\x1b[K")
+    assert lines[0] == lines[-1] == ""
+    assert any(line.startswith("1/2  a.wav: 10/30 s  ") and line.endswith("x") for line in lines)
+    assert any(line.startswith("2/2  b.wav: 10/30 s  ") and line.endswith(" left") for line in lines)
+    assert svctl("transcribe", "a.wav")[2] == ""
+    for word in ("-q", "--no-progress"):
+        assert on_terminal("transcribe", word, "a.wav", which="stderr")[1] == ""

@@ -1,0 +1,251 @@
+"""svctl.Client and svctl.AsyncClient against a scripted daemon: what they take, give, raise and cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+from harness.fake_server import FakeServer, Peer, segment
+
+import svctl
+from svctl import AsyncClient, Client, Error
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where the test's daemon listens."""
+    return tmp_path / "api.sock"
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """A file that the scripted daemon reads as two lines."""
+    file = tmp_path / "call.wav"
+    file.write_text("hello\nworld")
+    return file
+
+
+def test_a_transcript_is_typed_and_whole(path, recording):
+    """Every field of the protocol's events, under its name."""
+    with FakeServer(path), Client(path) as client:
+        transcript = client.transcribe(recording)
+        assert client.server == "fake/1.0"
+        assert client.status()["model"] == "fake"
+        client.ping()
+    assert (transcript.text, transcript.language, transcript.duration) == ("hello world", "en", 4.0)
+    assert (transcript.file, transcript.model, transcript.truncated) == (str(recording), "fake", False)
+    first, second = transcript.segments
+    assert (first.index, first.start, first.end, first.text) == (0, 0.0, 1.5, "hello")
+    assert (second.emotion, second.event, second.language_score) == ("NEUTRAL", "Speech", 0.9877)
+    assert first.words == (svctl.Word("hello", 0.0, 1.5),)
+    assert transcript.render("srt").startswith("1\n00:00:00,000 --> 00:00:01,500\nhello\n")
+    assert transcript.render("text", tags="none") == "hello\nworld\n"
+    with pytest.raises(ValueError, match="'doc' is not one of text"):
+        transcript.render("doc")
+
+
+def test_everything_that_holds_audio_is_taken(path, recording, tmp_path):
+    """A path in each form, an open file, a file that was begun, bytes, and what only has `read`."""
+    (tmp_path / "-").write_text("dash")
+    with FakeServer(path) as server, Client(path) as client:
+        kinds = [str(recording), recording, recording.read_bytes(), bytearray(b"hello\nworld")]
+        for audio in kinds:
+            assert client.transcribe(audio).text == "hello world"
+        with recording.open("rb") as file:
+            assert client.transcribe(file).text == "hello world"
+        with recording.open("rb") as file:
+            file.read(6)
+            assert client.transcribe(file, label="rest").text == "world"
+        assert client.transcribe(io.BytesIO(b"hello\nworld")).text == "hello world"
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb") as file:
+            os.write(writer, b"piped")
+            os.close(writer)
+            assert client.transcribe(file).text == "piped"
+        with contextlib.chdir(tmp_path):
+            assert client.transcribe("-").text == "dash"
+    asked = [message for message in server.requests if message["type"] == "transcribe"]
+    assert [message["source"] for message in asked] == ["fd"] * 7 + ["stream", "fd"]
+    assert asked[5]["label"] == "rest"
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [("float32", 1), ("float64", 2), ("int16", 1), ("int16", 2)])
+def test_samples_arrive_as_they_were(path, dtype, channels):
+    """An array becomes a WAV that libsndfile reads back exactly."""
+    samples = np.linspace(-1, 1, 1_000)
+    samples = samples if dtype != "int16" else samples * 32_767
+    samples = np.stack([samples] * channels, axis=1).astype(dtype)
+    got = []
+
+    def script(peer, message):
+        data = os.pread(message["descriptor"], 10**6, 0)
+        got.append(soundfile.read(io.BytesIO(data), dtype="int16" if dtype == "int16" else "float32"))
+        Peer.answer(peer, message)
+
+    with FakeServer(path, script), Client(path) as client, contextlib.suppress(Error):
+        client.transcribe(samples if channels > 1 else samples[:, 0], rate=22_050)
+    found, rate = got[0]
+    assert rate == 22_050
+    np.testing.assert_array_equal(found.reshape(1_000, channels), samples.astype(found.dtype))
+
+
+@pytest.mark.parametrize(
+    ("audio", "rate", "error"),
+    [
+        (np.zeros(10, np.float32), None, TypeError),
+        (np.zeros(10, np.int32), 16_000, ValueError),
+        (np.zeros((2, 2, 2)), 16_000, ValueError),
+        (io.StringIO("text"), None, TypeError),
+        (7, None, TypeError),
+    ],
+)
+def test_what_is_no_audio_is_refused_before_anything_is_sent(path, audio, rate, error):
+    """With Python's own exceptions: it is a mistake of the program."""
+    with FakeServer(path) as server, Client(path) as client:
+        with pytest.raises(error):
+            client.transcribe(audio, rate=rate)
+        with pytest.raises(ValueError, match="'xx' is not one of auto"):
+            client.transcribe(b"x", language="xx")
+        assert server.requests == []
+
+
+def test_an_error_has_its_code_and_the_connection_goes_on(path, recording):
+    """A file that is not there, and one that the daemon refuses; the next request is answered."""
+
+    def script(peer, message):
+        if message.get("label") == "bad":
+            peer.send({"type": "error", "id": message["id"], "code": "bad_input", "message": "No audio."})
+        else:
+            Peer.answer(peer, message)
+
+    with FakeServer(path, script), Client(path) as client:
+        with pytest.raises(Error) as caught:
+            client.transcribe("absent.wav")
+        assert caught.value.code == "not_found"
+        with pytest.raises(Error, match=r"No audio\.") as caught:
+            client.transcribe(recording, label="bad")
+        assert caught.value.code == "bad_input"
+        assert client.transcribe(recording).text == "hello world"
+
+
+def test_a_full_daemon_is_asked_again(path, recording):
+    """As long as patience lasts, after the time that the daemon says."""
+    refusals = iter([True, True, False])
+
+    def script(peer, message):
+        if next(refusals):
+            fields = {"code": "busy", "message": "Full.", "retryable": True, "retry_after_ms": 1}
+            peer.send({"type": "error", "id": message["id"], **fields})
+        else:
+            Peer.answer(peer, message)
+
+    with FakeServer(path, script), Client(path) as client:
+        assert client.transcribe(recording).text == "hello world"
+
+
+def _endless(first):
+    def script(peer, message):
+        if message["type"] == "transcribe":
+            peer.send(segment(message["id"], 0, "one"))
+            first.set()
+        elif message["type"] == "cancel":
+            fields = {"code": "cancelled", "message": "Cancelled."}
+            peer.send({"type": "error", "id": message["id"], **fields})
+        else:
+            Peer.answer(peer, message)
+
+    return script
+
+
+def test_leaving_the_segments_early_cancels(path, recording):
+    """The daemon is told, and the connection can be used for the next request."""
+    with FakeServer(path, _endless(threading.Event())) as server, Client(path) as client:
+        with contextlib.closing(client.segments(recording)) as segments:
+            assert next(segments).text == "one"
+        client.ping()
+        assert server.requests[-2]["type"] == "cancel"
+
+
+def test_a_timeout_cancels(path, recording):
+    """Error `timeout`, and no work left at the daemon."""
+    with FakeServer(path, _endless(threading.Event())) as server, Client(path) as client:
+        with pytest.raises(Error) as caught:
+            client.transcribe(recording, timeout_s=0.05)
+        assert caught.value.code == "timeout"
+        server.wait_for("cancel")
+
+
+def test_many_requests_run_at_once_on_asyncio(path, recording, tmp_path):
+    """Answers find their request, whatever order they come in, streams among them."""
+
+    async def main():
+        async with AsyncClient(path) as client:
+            await client.ping()
+            assert (await client.status())["model"] == "fake"
+            names = [tmp_path / f"{number}.wav" for number in range(20)]
+            for name in names:
+                name.write_text(f"text {name.stem}")
+            reader, writer = os.pipe()
+            with os.fdopen(reader, "rb") as file, os.fdopen(writer, "wb") as other:
+                other.write(b"piped")
+                other.close()
+                found = await asyncio.gather(*map(client.transcribe, [*names, file]))
+            assert [one.text for one in found] == [*(f"text {number}" for number in range(20)), "piped"]
+            assert [one.text async for one in client.segments(recording)] == ["hello", "world"]
+
+    with FakeServer(path):
+        asyncio.run(main())
+
+
+def test_cancelling_a_task_cancels_its_request(path, recording):
+    """And a timeout does; other requests go on."""
+    first = threading.Event()
+
+    async def main():
+        async with AsyncClient(path) as client:
+            task = asyncio.create_task(client.transcribe(recording))
+            await asyncio.to_thread(first.wait, 20)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(Error) as caught:
+                await client.transcribe(recording, timeout_s=0.05)
+            assert caught.value.code == "timeout"
+            await client.ping()
+
+    with FakeServer(path, _endless(first)) as server:
+        asyncio.run(main())
+        assert len(server.wait_for("cancel", 2)) == 2
+
+
+def test_a_daemon_that_goes_is_told_to_everybody_who_waits(path, recording):
+    """One `unavailable` each, also to who asks afterwards."""
+
+    def script(peer, message):
+        if message["id"] == 3:
+            peer.hang_up()
+
+    async def main():
+        async with AsyncClient(path) as client:
+            tasks = [client.transcribe(recording) for _ in range(3)]
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [error.code for error in found] == ["unavailable"] * 3
+            with pytest.raises(Error):
+                await client.ping()
+
+    with FakeServer(path, script):
+        asyncio.run(main())
+
+
+def test_the_package_has_the_names_that_it_says():
+    """And no others, with AttributeError for those."""
+    for name in svctl.__all__:
+        assert getattr(svctl, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'Clients'"):
+        _ = svctl.Clients
