@@ -93,6 +93,7 @@ class Backend:
             recognise,
             max_outstanding=self._config.serving.max_outstanding_utterances,
             on_progress=self._on_progress,
+            start_s=options.start_s,
         )
 
     async def status(self) -> dict[str, Any]:

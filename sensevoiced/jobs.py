@@ -16,6 +16,12 @@ class Options:
     itn: bool = True
     vad: bool = True
     """False: the whole recording is one utterance, refused above `FrontendConfig.max_whole_s`."""
+    channels: str = "mix"
+    """`mix` averages all channels, `split` takes each for itself, a number from 1 takes that one alone."""
+    start_s: float = 0.0
+    duration_s: float = 0.0
+    """The part of the recording that is transcribed; 0 seconds are all that is left. Times stay those of the
+    whole recording."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,8 @@ class Utterance:
     features: bytes
     frames: int
     dim: int
+    channel: int = 0
+    """From 1 on, where channels are told apart; 0 for their mix."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,14 +47,19 @@ class Transcription:
         *,
         max_outstanding: int,
         on_progress: Callable[[float], None],
+        start_s: float = 0.0,
     ) -> None:
-        """`on_progress` hears of every stretch of audio, in seconds, that the job has put behind it."""
-        self.recognised_s = 0.0
+        """`on_progress` hears of every stretch of audio, in seconds, that the job has put behind it.
+
+        `start_s` is where in the recording the job begins.
+        """
+        self._start_s = start_s
+        self.recognised_s = start_s
         self._run = run
         self._recognise = recognise
         self._on_progress = on_progress
         self._slots = asyncio.Semaphore(max_outstanding)
-        self._ahead: asyncio.Queue[tuple[int, float, float, asyncio.Task[Recognition]] | None] = (
+        self._ahead: asyncio.Queue[tuple[int, float, float, int, asyncio.Task[Recognition]] | None] = (
             asyncio.Queue()
         )
         self._tasks: set[asyncio.Task[Recognition]] = set()
@@ -93,14 +98,14 @@ class Transcription:
         feeding = asyncio.create_task(self._feed())
         try:
             while (item := await self._ahead.get()) is not None:
-                index, start_s, end_s, task = item
+                index, start_s, end_s, channel, task = item
                 recognition = await task
                 self._tasks.discard(task)
                 self._advance(end_s)
-                yield Segment(index, start_s, end_s, recognition)
+                yield Segment(index, start_s, end_s, recognition, channel)
                 self._slots.release()
             await feeding  # raises what ended the front end, after everything before it was delivered
-            self._advance(self.decoded.duration_s)
+            self._advance(self._start_s + self.decoded.duration_s)
         finally:
             feeding.cancel()
             for task in self._tasks:
@@ -115,7 +120,9 @@ class Transcription:
                 await self._slots.acquire()
                 task = asyncio.create_task(self._one(utterance))
                 self._tasks.add(task)
-                self._ahead.put_nowait((utterance.index, utterance.start_s, utterance.end_s, task))
+                # Not the utterance itself, whose features would stay with it.
+                times = utterance.start_s, utterance.end_s
+                self._ahead.put_nowait((utterance.index, *times, utterance.channel, task))
             self._stages.front_end_ended(time.monotonic(), self._run.begun_s, self.decoded)
         finally:
             self._ahead.put_nowait(None)

@@ -78,14 +78,18 @@ class AsyncClient:
         language: str = "auto",
         itn: bool = True,
         vad: bool = True,
+        channels: str = "mix",
+        start_s: float = 0.0,
+        duration_s: float = 0.0,
         label: str | None = None,
         timeout_s: float | None = None,
     ) -> Transcript:
         """Transcribe one recording; arguments as of Client.transcribe."""
+        fields = fields_of(language, channels, start_s, duration_s, itn=itn, vad=vad)
         source = source_of(audio, rate, label)
         async with (
             _limit(timeout_s),
-            contextlib.aclosing(self._events(source, fields_of(language, itn=itn, vad=vad))) as arriving,
+            contextlib.aclosing(self._events(source, fields)) as arriving,
         ):
             events = [event async for event in arriving]
         *segments, done = (event for event in events if event["type"] in ("segment", "done"))
@@ -99,16 +103,18 @@ class AsyncClient:
         language: str = "auto",
         itn: bool = True,
         vad: bool = True,
+        channels: str = "mix",
+        start_s: float = 0.0,
+        duration_s: float = 0.0,
         label: str | None = None,
     ) -> AsyncIterator[Segment]:
         """Give the segments of one recording as they are recognised; arguments as of Client.segments.
 
         Close it (contextlib.aclosing) where the loop may be left early: that cancels what is left.
         """
+        fields = fields_of(language, channels, start_s, duration_s, itn=itn, vad=vad)
         source = source_of(audio, rate, label)
-        async with contextlib.aclosing(
-            self._events(source, fields_of(language, itn=itn, vad=vad))
-        ) as arriving:
+        async with contextlib.aclosing(self._events(source, fields)) as arriving:
             async for event in arriving:
                 if event["type"] == "segment":
                     yield segment_of(event)
@@ -142,6 +148,8 @@ class AsyncClient:
     async def _events(self, source: Source, fields: dict[str, Any]) -> AsyncGenerator[Message, None]:
         """The events of one transcription, asked for again while the daemon is full."""
         try:
+            for name in fields:
+                self._connection.needs(name)
             began_s = self._loop.time()
             while True:
                 event: Message | None = None

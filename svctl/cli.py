@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 from svctl import __version__, verbs
 from svctl.options import MAX_NUMBER, MAX_PATIENCE_S, METAVARS, VERBS, listed
 from svctl.terminal import OutputError, say, write_stdout
-from svctl.wire import ERRORS
+from svctl.wire import CHANNELS, ERRORS
 
 if TYPE_CHECKING:
     from svctl.options import Option
@@ -86,6 +86,8 @@ def _option(option: Option) -> click.Option:
     if kind == "flag":
         return click.Option([*flags, name], is_flag=True, **settings)
     if kind == "choice":
+        if allowed == CHANNELS:
+            settings["metavar"] = "[mix|split|N]"
         return click.Option([*flags, name], type=click.Choice(allowed), show_default=True, **settings)
     if kind == "choices":
         metavar = f"[{'|'.join(allowed)}],..."

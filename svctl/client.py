@@ -90,6 +90,15 @@ class Client:
         self.server = welcome["server"]
         self.minor = welcome["minor"]
 
+    def needs(self, what: str) -> None:
+        """Raise WireError `unsupported` where the daemon is older than a request, or a field of one."""
+        if self.minor < wire.SINCE.get(what, 0):
+            raise wire.WireError(
+                "unsupported",
+                f"The daemon at {self.path} ({self.server}) speaks protocol {wire.VERSION_MAJOR}."
+                f"{self.minor}, which has no {what}; upgrade it to the version of this svctl.",
+            )
+
     def send(self, message: Message, descriptor: int = -1) -> None:
         """Queue a message and send what the socket takes.
 

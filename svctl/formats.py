@@ -31,7 +31,7 @@ _NO_SPACE_RANGES = (
 
 def transcript(label: str, segments: Iterable[Message], done: Message) -> Transcript:
     """The JSON object of one recording, from its `segment` events and its `done`."""
-    parts = [segment_object(event) for event in segments]
+    parts = sorted(map(segment_object, segments), key=lambda part: (part["start"], part["id"]))
     return {
         "file": label,
         "duration": _seconds(done["duration"]),
@@ -49,7 +49,8 @@ def failure(label: str, code: str, message: str) -> Transcript:
 
 
 def segment_object(event: Message) -> Segment:
-    """The JSON object of one segment, from its event."""
+    """The JSON object of one segment, from its event; `channel` is there where channels are told apart."""
+    channel = {"channel": event["channel"]} if event["channel"] else {}
     return {
         "id": event["index"],
         "start": _seconds(event["start"]),
@@ -66,7 +67,13 @@ def segment_object(event: Message) -> Segment:
             for w in event["words"]
         ],
         "raw": event["raw"],
+        **channel,
     }
+
+
+def speaker(segment: Segment) -> str:
+    """Who speaks, as far as channels tell it: `1: ` for the first, "" where they are mixed."""
+    return f"{segment['channel']}: " if segment.get("channel") else ""
 
 
 def _seconds(value: float) -> float:
@@ -118,7 +125,7 @@ def _labels(segment: Segment) -> list[tuple[str, str]]:
     return found
 
 
-_COLOURS = {"time": "2", "language": "36", "emotion": "33", "event": "35"}
+_COLOURS = {"time": "2", "speaker": "1", "language": "36", "emotion": "33", "event": "35"}
 """SGR parameters (ECMA-48): times recede, tags stand out."""
 
 
@@ -148,7 +155,8 @@ def segment_line(segment: Segment, tags: str, *, timestamps: bool, colour: bool 
     if not line:
         return ""
     span = f"[{segment['start']:.2f}-{segment['end']:.2f}]" if timestamps else ""
-    return (_painted("time", span, colour=colour) + " " if span else "") + line + "\n"
+    who = _painted("speaker", speaker(segment), colour=colour)
+    return (_painted("time", span, colour=colour) + " " if span else "") + who + line + "\n"
 
 
 def text_lines(whole: Transcript, tags: str, *, timestamps: bool) -> str:
@@ -164,7 +172,10 @@ def raw_lines(whole: Transcript) -> str:
 
 
 def plain_line(whole: Transcript) -> str:
-    """`-f plain`: the running text alone."""
+    """`-f plain`: the running text alone; where channels are told apart, a line for each turn."""
+    turns = [part for part in whole["segments"] if part.get("channel") and part["text"].strip()]
+    if turns:
+        return "".join(printable(speaker(turn) + turn["text"].strip()) + "\n" for turn in turns)
     return printable(whole["text"]) + "\n"
 
 
@@ -198,22 +209,29 @@ def _cues(whole: Transcript, width: int | None, count: int | None) -> Iterator[t
         if not segment["text"].strip():
             continue
         if width is None:
-            yield segment["start"], segment["end"], _shown(segment["text"])
+            yield segment["start"], segment["end"], speaker(segment) + _shown(segment["text"])
             continue
         from svctl import subtitles  # noqa: PLC0415 - brings unicodedata's tables
 
         for cue in subtitles.cues(segment, width, count):
-            yield cue.start, cue.end, "\n".join(map(_shown, cue.lines))
+            yield cue.start, cue.end, speaker(segment) + "\n".join(map(_shown, cue.lines))
 
 
 def tsv(whole: Transcript) -> str:
-    """start, end, text of what has text; integer milliseconds, as openai-whisper writes it."""
+    """start, end, text of what has text; integer milliseconds, as openai-whisper writes it.
+
+    Where channels are told apart, their numbers are a column before the text.
+    """
+    told_apart = any(s.get("channel") for s in whole["segments"])
     rows = [
-        f"{round(s['start'] * 1000)}\t{round(s['end'] * 1000)}\t{_shown(s['text'])}\n"
+        f"{round(s['start'] * 1000)}\t{round(s['end'] * 1000)}\t"
+        + (f"{s.get('channel', 0)}\t" if told_apart else "")
+        + f"{_shown(s['text'])}\n"
         for s in whole["segments"]
         if s["text"].strip()
     ]
-    return "start\tend\ttext\n" + "".join(rows)
+    columns = ("start", "end", "channel", "text") if told_apart else ("start", "end", "text")
+    return "\t".join(columns) + "\n" + "".join(rows)
 
 
 def _shown(text: str) -> str:
@@ -229,7 +247,11 @@ def _clock(seconds: float, mark: str) -> str:
 def verbose_json(whole: Transcript) -> str:
     """What whisper's `verbose_json` has of it, and each segment's tags; words in one list, as there."""
     segments = [
-        {name: part[name] for name in ("id", "start", "end", "text", "language", "emotion", "event")}
+        {
+            name: part[name]
+            for name in ("id", "start", "end", "text", "language", "emotion", "event", "channel")
+            if name in part
+        }
         for part in whole["segments"]
     ]
     found = {

@@ -69,20 +69,24 @@ class Client:
         language: str = "auto",
         itn: bool = True,
         vad: bool = True,
+        channels: str = "mix",
+        start_s: float = 0.0,
+        duration_s: float = 0.0,
         label: str | None = None,
         timeout_s: float | None = None,
     ) -> Transcript:
         """Transcribe one recording.
 
         `audio` is a path, an open binary file, the bytes of a file, or an array of samples with its `rate`
-        (see svctl.recording). `language`, `itn` and `vad` are the options of `svctl transcribe`; `label` is
-        the name for the daemon's log. After `timeout_s` seconds the request is cancelled and Error `timeout`
-        raised; None waits.
+        (see svctl.recording). `language`, `itn`, `vad`, `channels`, `start_s` and `duration_s` are the
+        options of `svctl transcribe`; `label` is the name for the daemon's log. After `timeout_s` seconds
+        the request is cancelled and Error `timeout` raised; None waits.
         """
+        fields = fields_of(language, channels, start_s, duration_s, itn=itn, vad=vad)
         source = source_of(audio, rate, label)
         events: list[Message] = []
         done: Message | None = None
-        for event in self._events(source, fields_of(language, itn=itn, vad=vad), timeout_s):
+        for event in self._events(source, fields, timeout_s):
             if event["type"] == "segment":
                 events.append(event)
             elif event["type"] == "done":
@@ -98,6 +102,9 @@ class Client:
         language: str = "auto",
         itn: bool = True,
         vad: bool = True,
+        channels: str = "mix",
+        start_s: float = 0.0,
+        duration_s: float = 0.0,
         label: str | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[Segment]:
@@ -105,8 +112,9 @@ class Client:
 
         Leaving the loop early cancels what is left. One at a time: the connection is busy until it ends.
         """
+        fields = fields_of(language, channels, start_s, duration_s, itn=itn, vad=vad)
         source = source_of(audio, rate, label)
-        for event in self._events(source, fields_of(language, itn=itn, vad=vad), timeout_s):
+        for event in self._events(source, fields, timeout_s):
             if event["type"] == "segment":
                 yield segment_of(event)
 
@@ -132,6 +140,8 @@ class Client:
     def _events(
         self, source: Source, fields: dict[str, Any], timeout_s: float | None
     ) -> Generator[Message, None, None]:
+        for name in fields:
+            self._connection.needs(name)
         one = Pipeline(_One(source), fields, patience_s=self._patience_s, timeout_s=timeout_s)
         one.begin(self._connection)
         finished = False
@@ -160,8 +170,17 @@ class _One:
         return source
 
 
-def fields_of(language: str, *, itn: bool, vad: bool) -> dict[str, Any]:
-    """The options of a request; ValueError for a language that the model does not know."""
-    if language not in wire.LANGUAGES:
-        raise ValueError(f"{language!r} is not one of {', '.join(wire.LANGUAGES)}")
-    return {"language": language, "itn": itn, "vad": vad}
+def fields_of(
+    language: str, channels: str, start_s: float, duration_s: float, *, itn: bool, vad: bool
+) -> dict[str, Any]:
+    """The options of a request; ValueError for what no daemon takes."""
+    for what, allowed in ((language, wire.LANGUAGES), (channels, wire.CHANNELS)):
+        if what not in allowed:
+            raise ValueError(f"{what!r} is not one of {', '.join(allowed)}")
+    for seconds in (start_s, duration_s):
+        if not 0 <= seconds <= wire.MAX_POSITION_S:
+            raise ValueError(f"{seconds!r} is no number of seconds from 0 to {wire.MAX_POSITION_S}")
+    newer = {"channels": channels, "start": start_s, "duration": duration_s}
+    # left out where they say nothing: a daemon of protocol 1.0 does not know them
+    asked = {name: value for name, value in newer.items() if value not in ("mix", 0)}
+    return {"language": language, "itn": itn, "vad": vad, **asked}

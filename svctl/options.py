@@ -5,7 +5,7 @@ Never imports click: importing it takes longer than a whole `svctl ping`.
 
 from __future__ import annotations
 
-from svctl.wire import LANGUAGES
+from svctl.wire import CHANNELS, LANGUAGES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,6 +143,16 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 (),
                 "Cut at pauses; without it a recording of up to 60 s is one segment.",
             ),
+            (
+                "channels",
+                ("--channels",),
+                "choice",
+                "mix",
+                CHANNELS,
+                "mix: their mean; split: each under its number, as the two sides of a call; or one of them.",
+            ),
+            ("start", ("--start",), "seconds", 0.0, (), "Begin so many seconds into the recording."),
+            ("duration", ("--duration",), "seconds", 0.0, (), "Take so many seconds of it; 0: all."),
             (
                 "output",
                 ("-o", "--output"),

@@ -56,8 +56,11 @@ class Printer:
         self._quiet: bool = values["quiet"]
         self._progress = progress
         self._colour = folder is None and in_colour(values["color"], STDOUT)
-        self._streams = self._folder is None and (
-            self._format == "raw" or (self._format == "text" and self._style.tags != "emoji")
+        # turns of several channels are put into their order of time at the end
+        self._streams = (
+            self._folder is None
+            and values["channels"] != "split"
+            and (self._format == "raw" or (self._format == "text" and self._style.tags != "emoji"))
         )
         self._segments: list[Message] = []
         self._begun = 0

@@ -46,6 +46,8 @@ class Segment:
     words: tuple[Word, ...]
     raw: str
     """What FunASR's `text` would be, with the model's own tags."""
+    channel: int = 0
+    """From 1 on, where channels are told apart; 0 for their mix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,9 @@ def segment_of(event: Mapping[str, Any]) -> Segment:
     whole = formats.segment_object(dict(event))
     return Segment(
         index=whole["id"],
+        channel=whole.get("channel", 0),
         words=tuple(Word(**word) for word in whole["words"]),
-        **{name: whole[name] for name in Segment.__slots__ if name not in ("index", "words")},
+        **{name: whole[name] for name in Segment.__slots__ if name not in ("index", "words", "channel")},
     )
 
 
@@ -89,7 +92,7 @@ def transcript_of(label: str, events: Iterable[Mapping[str, Any]], done: Mapping
     found = [dict(event) for event in events]
     whole = formats.transcript(label, found, dict(done))
     return Transcript(
-        segments=tuple(map(segment_of, found)),
+        segments=tuple(sorted(map(segment_of, found), key=lambda turn: (turn.start, turn.index))),
         text=whole["text"],
         language=whole["language"],
         duration=whole["duration"],

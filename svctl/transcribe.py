@@ -21,6 +21,10 @@ _TEXTS, _JSONS = frozenset(("text", "plain", "raw")), frozenset(("json", "verbos
 """Formats with one file ending."""
 
 
+_NEWER = {"channels": "mix", "start": 0.0, "duration": 0.0}
+"""Fields of a request that not every daemon of this major version knows, with their defaults."""
+
+
 def _only_one(values: Values) -> str:
     """Why this run takes one recording only, or ""."""
     form = values["format"]
@@ -119,6 +123,9 @@ class Run:
                 return walk.walk(root, wanted)
 
         fields = {"language": values["language"], "itn": values["itn"], "vad": values["vad"]}
+        # an older daemon knows nothing of these, and would leave them out of account without a word
+        self._newer = {name: values[name] for name in _NEWER if values[name] != _NEWER[name]}
+        fields |= self._newer
         self._names = sources.Names(
             names,
             _list(values),
@@ -148,6 +155,8 @@ class Run:
         from svctl.progress import Progress  # noqa: PLC0415
 
         wire.load_codec()
+        for name in self._newer:
+            connection.needs(name)
         counts = self._many or (self._several and self._folder is not None)
         wanted = self._values["progress"] and not self._values["quiet"]
         progress = Progress(wanted=wanted, total=lambda: self._names.total)

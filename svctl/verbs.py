@@ -91,7 +91,7 @@ class _Call:
 
     def finish(self, connection: Client) -> int:
         """Wait for the answer and print it; with --watch again and again."""
-        _needs(connection, self._kind)
+        connection.needs(self._kind)
         asked: int | None = self._asked
         while True:
             event = connection.call(
@@ -128,7 +128,7 @@ class _Cancel:
 
     def finish(self, connection: Client) -> int:
         """Say what came of each; the first that failed decides the exit status."""
-        _needs(connection, "drop")
+        connection.needs("drop")
         status = 0
         deadline = time.monotonic() + max(self._patience_s, _LOADING_PATIENCE_S)
         for job, asked in zip(self._jobs, self._asked, strict=True):
@@ -143,16 +143,6 @@ class _Cancel:
                 if not self._quiet:
                     write_stdout(encoded(f"job {job} is cancelled\n"))
         return status
-
-
-def _needs(connection: Client, kind: str) -> None:
-    """Raise WireError `unsupported` where the daemon is older than a request."""
-    if connection.minor < wire.SINCE.get(kind, 0):
-        raise wire.WireError(
-            "unsupported",
-            f"The daemon at {connection.path} ({connection.server}) speaks protocol {wire.VERSION_MAJOR}."
-            f"{connection.minor}, which has no {kind}; upgrade it to the version of this svctl.",
-        )
 
 
 def _jobs(_connection: Client, values: Values, event: Message) -> str:

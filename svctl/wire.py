@@ -37,6 +37,10 @@ MAX_ARRAY, MAX_MAP, MAX_STR_BYTES = 4_096, 64, 64 * 2**10
 """Ceilings inside one frame; msgpack's own are 100 MiB."""
 MAX_LABEL_CHARS = 4_096
 """PATH_MAX: a label is the path as the user typed it."""
+CHANNELS = ("mix", "split", *map(str, range(1, 17)))
+"""What becomes of a recording's channels: their mean, each for itself, or one of them."""
+MAX_POSITION_S = 864_000
+"""Ten days: `start` and `duration` beyond any recording."""
 MAX_JOBS, MAX_JOB_LABEL_CHARS = 500, 256
 """Of the answer to `jobs`: in UTF-8 at its longest it fits a frame."""
 MAX_ID = 2**53
@@ -140,6 +144,9 @@ REQUESTS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "language": ((str,), "auto", LANGUAGES),
         "itn": ((bool,), True, None),
         "vad": ((bool,), True, None),
+        "channels": ((str,), "mix", CHANNELS),
+        "start": ((int, float), 0, (0, MAX_POSITION_S)),
+        "duration": ((int, float), 0, (0, MAX_POSITION_S)),
     },
     "audio": {"id": _ID, "data": ((bytes,), _REQUIRED, MAX_AUDIO_BYTES)},
     "end": {"id": _ID},
@@ -152,8 +159,8 @@ REQUESTS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
 }
 """Client to daemon. Ids are the client's, unique among its unfinished requests of one connection."""
 
-SINCE = {"jobs": 1, "drop": 1}
-"""The minor version that brought a request, where it is not 0."""
+SINCE = {"jobs": 1, "drop": 1, "channels": 1, "start": 1, "duration": 1}
+"""The minor version that brought a request, or a field of `transcribe`, where it is not 0."""
 
 _NUMBER = (int, float)
 EVENTS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
@@ -181,6 +188,7 @@ EVENTS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "itn": ((bool,), True, None),
         "text": ((str,), _REQUIRED, None),
         "raw": ((str,), "", None),
+        "channel": ((int,), 0, None),
         "words": ((list,), (), None),
     },
     "done": {

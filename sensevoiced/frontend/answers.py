@@ -51,6 +51,9 @@ class Expected:
     """Rows of the longest utterance."""
 
 
+MAX_CHANNEL = 1_024
+"""The largest `max_channels` that can be set."""
+
 Answer = Begun | Progress | Found | Decoded | JobError
 
 
@@ -98,8 +101,17 @@ def _found(message: Mapping[str, Any], payload: memoryview, index: int, expected
     start_s, end_s = _seconds(message, "start_s"), _seconds(message, "end_s")
     if start_s > end_s:
         raise ValueError("an utterance that ends before it begins")
+    channel = message.get("channel")
+    if type(channel) is not int or not 0 <= channel <= MAX_CHANNEL:
+        raise ValueError(f"an utterance of channel {channel!r:.20}")
     utterance = Utterance(
-        index=index, start_s=start_s, end_s=end_s, features=bytes(payload), frames=frames, dim=expected.dim
+        index=index,
+        start_s=start_s,
+        end_s=end_s,
+        features=bytes(payload),
+        frames=frames,
+        dim=expected.dim,
+        channel=channel,
     )
     return Found(utterance, _seconds(message, "decoded_s"))
 

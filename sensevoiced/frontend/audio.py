@@ -13,10 +13,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-import numpy as np
 import soundfile
 
 from sensevoiced.frontend.libav import UNREADABLE, LibavDecoder
+from sensevoiced.frontend.mixing import finite
+from sensevoiced.frontend.part import Part
 from sensevoiced.frontend.resample import Resampler
 from sensevoiced.frontend.source import FileSource, SpooledSource, open_source
 from sensevoiced.jobs import SAMPLE_RATE_HZ, JobError
@@ -24,6 +25,7 @@ from sensevoiced.jobs import SAMPLE_RATE_HZ, JobError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from sensevoiced.config import FrontendConfig
@@ -39,6 +41,9 @@ STREAM_BLOCK_S = 0.25
 """Audio per block from a stream: what a live speaker waits at most."""
 MAX_READ_VALUES = 2**21
 """Values (samples x channels) per read: 8 MiB of float32, whatever rate and channels a header claims."""
+CHANGING = (
+    "The recording changes its number of channels, so that they cannot be told apart: leave out `split`."
+)
 NO_AUDIO = "The recording holds no audio: there is a header, and not one sample after it."
 LOSSY = frozenset({"VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"})
 """libsndfile's subtypes that libav decodes instead."""
@@ -63,58 +68,84 @@ _UNKNOWN_SAMPLES = 2**62
 """libsndfile says 2^63 - 1 when a header does not tell the length."""
 _PLACEHOLDER_BYTES = 0x7FFF_0000
 """Chunk sizes from here on stand for "not known yet" in the headers that recorders and pipes write."""
-_MAX_AMPLITUDE = 1e6
-"""Far above full scale; keeps sums finite when a float file holds absurd values."""
+
+
+_WHOLE = Part()
 
 
 class Recording:
-    """One recording being decoded: iterate blocks() once, then read `truncated` and `samples`."""
+    """One recording being decoded: iterate tracks() or blocks() once, then read `truncated` and `samples`."""
 
     def __init__(
         self,
         fd: int,
         limits: FrontendConfig,
         *,
+        part: Part = _WHOLE,
         stop_fd: int | None = None,
         on_bytes: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Borrow `fd` (see source.open_source for what it may be).
 
-        `on_bytes` hears of every arrival from a stream, with the seconds of audio given so far: much may have
+        `on_bytes` hears of every arrival from a stream, with the seconds decoded so far: much may have
         to come before there is anything to give.
 
         JobError(bad_input) when it is nothing to read.
         """
         self._limits = limits
+        self.part = part
         self.truncated = False
         """The recording breaks off or is damaged; what could be read was given."""
         self.samples = 0
-        """16 kHz samples given so far."""
+        """16 kHz samples of each track given so far."""
+        self._position = 0
+        """16 kHz samples decoded so far, whether they are wanted or not."""
         self._source = open_source(
             fd,
             stop_fd=stop_fd,
             max_spool_bytes=limits.max_spool_bytes,
-            on_bytes=lambda: on_bytes(self.samples / SAMPLE_RATE_HZ),
+            on_bytes=lambda: on_bytes(self.position_s),
         )
 
+    @property
+    def position_s(self) -> float:
+        """How far it is decoded, in seconds, and not beyond the part that is wanted."""
+        return min(self._position, self.part.end) / SAMPLE_RATE_HZ
+
     def blocks(self) -> Iterator[Floats]:
-        """Give 16 kHz mono samples in -1..1, on the 16-bit grid, in blocks of up to a few seconds.
+        """Give the blocks of a recording's only track; see `tracks`."""
+        return (tracks[0] for tracks in self.tracks() if tracks[0].size)
+
+    def tracks(self) -> Iterator[list[Floats]]:
+        """Give 16 kHz samples in -1..1, on the 16-bit grid, in blocks of up to a few seconds for each track.
+
+        All blocks of one step are equally long; before the part that is wanted they are empty.
 
         Raises JobError: bad_input (nothing readable, odd rate or channels), too_long; source.Stopped for a
         stream called off.
         """
-        resampler: Resampler | None = None
+        resamplers: list[Resampler] = []
         for piece, rate in self.decoded():
-            mono = mix_down(finite(piece))
-            kind = (rate, mono.shape[1], mono.dtype)
-            if resampler is None or resampler.kind != kind:
-                if resampler is not None:
-                    yield from self._give(resampler.finish())
-                resampler = Resampler(*kind)
-            yield from self._give(resampler.accept(mono))
-        if resampler is None:
+            tracks = self.part.tracks(finite(piece))
+            kinds = [(rate, track.shape[1], track.dtype) for track in tracks]
+            if [resampler.kind for resampler in resamplers] != kinds:
+                if resamplers:
+                    yield self._give([resampler.finish() for resampler in resamplers])
+                if resamplers and len(tracks) != len(resamplers):
+                    raise JobError("bad_input", CHANGING)
+                resamplers = [Resampler(*kind) for kind in kinds]
+            yield self._give([one.accept(track) for one, track in zip(resamplers, tracks, strict=True)])
+            if self._position >= self.part.end:
+                return
+        if not resamplers:
             raise JobError("bad_input", NO_AUDIO)
-        yield from self._give(resampler.finish())
+        yield self._give([resampler.finish() for resampler in resamplers])
+        if not self.samples and self.part.first:
+            length_s = self._position / SAMPLE_RATE_HZ
+            raise JobError(
+                "bad_input",
+                f"The recording is {length_s:.1f} s long, and {self.part.start_s:g} s is where to start.",
+            )
 
     def decoded(self) -> Iterator[tuple[Samples, int]]:
         """Give the recording as it is.
@@ -151,13 +182,16 @@ class Recording:
         elif failure is not None:
             raise failure
 
-    def _give(self, samples: Floats) -> Iterator[Floats]:
-        if not samples.size:
-            return
-        self.samples += samples.size
-        if self.samples > self._limits.max_duration_s * SAMPLE_RATE_HZ:
+    def _give(self, tracks: list[Floats]) -> list[Floats]:
+        """Cut out what is wanted of the next samples of each track."""
+        begins, count = self._position, tracks[0].size
+        self._position += count
+        if self._position > self._limits.max_duration_s * SAMPLE_RATE_HZ:
             raise self._too_long()
-        yield samples
+        first = min(max(self.part.first - begins, 0), count)
+        end = int(min(max(self.part.end - begins, first), count))
+        self.samples += end - first
+        return [track[first:end] for track in tracks]
 
     def _too_long(self) -> JobError:
         hours = self._limits.max_duration_s / 3600
@@ -229,26 +263,6 @@ class Recording:
             decoder.close()
 
 
-def mix_down(piece: Samples) -> Samples:
-    """Leave one and two channels to the resampler (which averages two) and average more of them here."""
-    channels = piece.shape[1]
-    if channels <= 2:  # noqa: PLR2004 - stereo
-        return piece
-    scale = np.float32((1 if piece.dtype == np.float32 else 1 / 32768) / channels)
-    mono: Floats = piece.astype(np.float32, copy=False) @ np.full((channels, 1), scale)
-    return mono
-
-
-def finite(piece: Samples) -> Samples:
-    """Replace what is not a number by silence, and bound the rest."""
-    if piece.dtype == np.int16:
-        return piece
-    # Both comparisons fail for what is not a number.
-    if piece.min(initial=0.0) >= -_MAX_AMPLITUDE and piece.max(initial=0.0) <= _MAX_AMPLITUDE:
-        return piece
-    return np.nan_to_num(piece, nan=0.0, posinf=0.0, neginf=0.0).clip(-_MAX_AMPLITUDE, _MAX_AMPLITUDE)
-
-
 def _claims_more(file: soundfile.SoundFile) -> bool:
     """Say whether the audio chunk was meant to be longer than the file: libsndfile notes that in its log."""
     found = re.search(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
@@ -270,4 +284,4 @@ def _ogg_ends(source: FileSource) -> bool:
     return len(page) >= behind_lengths + sum(page[header_bytes:behind_lengths])
 
 
-__all__ = ["NO_AUDIO", "UNREADABLE", "Recording", "finite", "mix_down"]
+__all__ = ["NO_AUDIO", "UNREADABLE", "Recording"]

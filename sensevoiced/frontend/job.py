@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sensevoiced.frontend.audio import Recording
 from sensevoiced.frontend.channel import send_message
+from sensevoiced.frontend.part import Part
 from sensevoiced.frontend.pipeline import Pass
 from sensevoiced.frontend.source import Stopped
 from sensevoiced.jobs import JobError
@@ -52,7 +53,7 @@ def run_job(frontend: Frontend, recording: int, sock: socket.socket, job: Mappin
         # From here on the parent holds this job against us if we end.
         send_message(sock, {"type": "begun"})
         try:
-            stream(frontend, recording, sock, vad=job["vad"])
+            stream(frontend, recording, sock, part=Part(**job["part"]), vad=job["vad"])
         except JobError as error:
             send_message(sock, {"type": "error", "code": error.code, "message": error.message})
         except MemoryError:
@@ -66,10 +67,10 @@ def run_job(frontend: Frontend, recording: int, sock: socket.socket, job: Mappin
     return True
 
 
-def stream(frontend: Frontend, recording: int, sock: socket.socket, *, vad: bool) -> None:
+def stream(frontend: Frontend, recording: int, sock: socket.socket, *, part: Part, vad: bool) -> None:
     """Send the utterances of a recording as they are found, and `done` at its end."""
     arrivals = Arrivals(sock, frontend.limits.decode_timeout_s)
-    source = Recording(recording, frontend.limits, stop_fd=sock.fileno(), on_bytes=arrivals.note)
+    source = Recording(recording, frontend.limits, part=part, stop_fd=sock.fileno(), on_bytes=arrivals.note)
     run = Pass(frontend, source, vad=vad)
     hung_up = select.poll()
     hung_up.register(sock, select.POLLIN)
@@ -86,6 +87,7 @@ def stream(frontend: Frontend, recording: int, sock: socket.socket, *, vad: bool
                 "end_s": stretch.end_s,
                 "frames": frames,
                 "dim": dim,
+                "channel": stretch.channel,
                 "decoded_s": run.decoded_s,
             }
             send_message(sock, message, stretch.features.data)

@@ -6,7 +6,7 @@ Fbank once, VAD on it, recognition features from it; must never import torch.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class Stretch:
     start_s: float
     end_s: float
     features: Floats
+    channel: int = 0
+    """From 1 on, where channels are told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,79 @@ class Pass:
         """Begin with nothing read; without `vad` the whole recording becomes one utterance."""
         self._frontend = frontend
         self._recording = recording
+        self._vad = vad
+        self._tracks: list[_Track] = []
+        self._decode_s = 0.0
+
+    @property
+    def decoded_s(self) -> float:
+        """How far into the recording it is, in seconds."""
+        return self._recording.position_s
+
+    def decoded(self) -> Decoded:
+        """Say how much audio there was, and what it cost in CPU seconds."""
+        return Decoded(
+            duration_s=self._given_s,
+            truncated=self._recording.truncated,
+            decode_s=self._decode_s,
+            features_s=sum(track.features_s for track in self._tracks),
+            vad_s=sum(track.vad_s for track in self._tracks),
+        )
+
+    @property
+    def _given_s(self) -> float:
+        """Seconds of the part that is wanted."""
+        return self._recording.samples / SAMPLE_RATE_HZ
+
+    def stretches(self) -> Iterator[list[Stretch]]:
+        """Give the utterances of each block of audio, often none, of all tracks.
+
+        Raises JobError as Recording does, and for too long a whole.
+        """
+        blocks = self._recording.tracks()
+        while True:
+            begun = time.thread_time()
+            block = next(blocks, None)
+            self._decode_s += time.thread_time() - begun
+            if block is None:
+                break
+            if not self._vad and self._given_s > self._frontend.limits.max_whole_s:
+                raise JobError(
+                    "too_long",
+                    "Without VAD a recording is one utterance, and this one is longer than "
+                    f"{self._frontend.limits.max_whole_s:g} s, which is the limit: leave VAD on.",
+                )
+            if not self._tracks:
+                self._tracks = [_Track(self._frontend, vad=self._vad) for _ in block]
+            yield self._of_all(
+                [
+                    track.accept(samples) if samples.size else []
+                    for track, samples in zip(self._tracks, block, strict=True)
+                ]
+            )
+        yield self._of_all([track.finish() for track in self._tracks])
+
+    def _of_all(self, found: list[list[Stretch]]) -> list[Stretch]:
+        """Put the stretches of all tracks in their order of time, in seconds of the whole recording."""
+        part = self._recording.part
+        moved = [
+            replace(
+                stretch,
+                start_s=round(stretch.start_s + part.start_s, 3),
+                end_s=round(stretch.end_s + part.start_s, 3),
+                channel=part.channel(track),
+            )
+            for track, stretches in enumerate(found)
+            for stretch in stretches
+        ]
+        return sorted(moved, key=lambda stretch: stretch.start_s) if len(found) > 1 else moved
+
+
+class _Track:
+    """What one channel, or the mix of all, goes through."""
+
+    def __init__(self, frontend: Frontend, *, vad: bool) -> None:
+        self._frontend = frontend
         self._fbank = Fbank(frontend.spec)
         self._frame_s = frontend.spec.frame_shift_ms / 1000
         self._detector: VoiceDetector | None = None
@@ -126,47 +201,25 @@ class Pass:
         self._speech: NDArray[np.float64] = np.zeros(0)
         self._base = 0
         """Frame number of the first row held."""
-        self._decode_s = self._features_s = self._vad_s = 0.0
+        self._samples = 0
+        self.features_s = self.vad_s = 0.0
 
     @property
-    def decoded_s(self) -> float:
-        """Seconds of audio decoded so far."""
-        return self._recording.samples / SAMPLE_RATE_HZ
+    def _heard_s(self) -> float:
+        return self._samples / SAMPLE_RATE_HZ
 
-    def decoded(self) -> Decoded:
-        """Say how much audio there was, and what it cost in CPU seconds."""
-        return Decoded(
-            duration_s=self.decoded_s,
-            truncated=self._recording.truncated,
-            decode_s=self._decode_s,
-            features_s=self._features_s,
-            vad_s=self._vad_s,
-        )
+    def accept(self, samples: Floats) -> list[Stretch]:
+        """Take the next samples; give the utterances that they bring to an end."""
+        self._samples += samples.size
+        begun = time.thread_time()
+        frames = self._fbank.accept(samples)
+        self._mel = np.concatenate((self._mel, frames.mel))
+        self.features_s += time.thread_time() - begun
+        return self._stretches(self._detect(frames))
 
-    def stretches(self) -> Iterator[list[Stretch]]:
-        """Give the utterances of each block of audio, often none.
-
-        Raises JobError as Recording does, and for too long a whole.
-        """
-        blocks = self._recording.blocks()
-        while True:
-            begun = time.thread_time()
-            samples = next(blocks, None)
-            self._decode_s += time.thread_time() - begun
-            if samples is None:
-                break
-            if self._detector is None and self.decoded_s > self._frontend.limits.max_whole_s:
-                raise JobError(
-                    "too_long",
-                    "Without VAD a recording is one utterance, and this one is longer than "
-                    f"{self._frontend.limits.max_whole_s:g} s, which is the limit: leave VAD on.",
-                )
-            begun = time.thread_time()
-            frames = self._fbank.accept(samples)
-            self._mel = np.concatenate((self._mel, frames.mel))
-            self._features_s += time.thread_time() - begun
-            yield self._stretches(self._detect(frames))
-        yield self._stretches(self._last())
+    def finish(self) -> list[Stretch]:
+        """Give the utterances that are left."""
+        return self._stretches(self._last())
 
     def _detect(self, frames: Frames) -> list[Segment]:
         if self._detector is None:
@@ -174,7 +227,7 @@ class Pass:
         begun = time.thread_time()
         closed, speech = self._detector.accept(frames)
         ready = self._planned(closed, speech)
-        self._vad_s += time.thread_time() - begun
+        self.vad_s += time.thread_time() - begun
         return ready
 
     def _planned(self, closed: list[Segment], speech: NDArray[np.float64]) -> list[Segment]:
@@ -195,9 +248,9 @@ class Pass:
             # start.
             return [Segment(0, len(self._mel) + 2)] if len(self._mel) else []
         begun = time.thread_time()
-        closed, speech = self._detector.finish(self.decoded_s * 1000)
+        closed, speech = self._detector.finish(self._heard_s * 1000)
         ready = self._planned(closed, speech) + self._plan.finish()
-        self._vad_s += time.thread_time() - begun
+        self.vad_s += time.thread_time() - begun
         return ready
 
     def _stretches(self, utterances: list[Segment]) -> list[Stretch]:
@@ -207,7 +260,7 @@ class Pass:
             open_start = self._detector.open_start
             start = self._detector.earliest_start if open_start is None else open_start
             self._forget(self._plan.needed_from(start))
-        self._features_s += time.thread_time() - begun
+        self.features_s += time.thread_time() - begun
         return stretches
 
     def _stretch(self, utterance: Segment) -> Stretch:
@@ -216,7 +269,7 @@ class Pass:
         first = utterance.start - self._base
         last = max(first + 1, utterance.end - 2 - self._base)
         start_s = round(utterance.start * self._frame_s, 3)
-        end_s = self.decoded_s if self._detector is None else round(utterance.end * self._frame_s, 3)
+        end_s = self._heard_s if self._detector is None else round(utterance.end * self._frame_s, 3)
         return Stretch(start_s, end_s, self._frontend.features(self._mel[first:last]))
 
     def _quietest(self, first: int, last: int) -> int:

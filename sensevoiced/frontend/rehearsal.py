@@ -49,7 +49,7 @@ def scene(*, as_file: bool) -> Scene:
     control, parent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     answer, job = socket.socketpair()
     with job:
-        socket.send_fds(parent, [pack({"type": "job", "vad": True})], [recording, job.fileno()])
+        socket.send_fds(parent, [pack({"type": "job", "vad": True, "part": {}})], [recording, job.fileno()])
     os.close(recording)
     return Scene(control, parent, answer)
 

@@ -239,11 +239,16 @@ class FrontendRun:
             raise _called_off()
         self._sock.setblocking(False)
         try:
-            child.give({"type": "job", "vad": self._options.vad}, self._source_fd, theirs.fileno())
+            child.give(self._job_message(), self._source_fd, theirs.fileno())
         except OSError:
             # It is ending, or cannot be reached: either way the next one is asked.
             child.kill()
         self._job = child.jobs
+
+    def _job_message(self) -> dict[str, object]:
+        options = self._options
+        part = {"channels": options.channels, "start_s": options.start_s, "duration_s": options.duration_s}
+        return {"type": "job", "vad": options.vad, "part": part}
 
     async def _broken_off(self, child: Child) -> JobError:
         """Say why the job's socket ended without a last word."""

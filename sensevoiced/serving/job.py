@@ -41,7 +41,14 @@ class Job:
         self.began_s = asyncio.get_running_loop().time()
         self.upload = Upload(limits.max_upload_buffer_bytes) if message["source"] == "stream" else None
         self.task: asyncio.Task[None] | None = None
-        self._options = Options(language=message["language"], itn=message["itn"], vad=message["vad"])
+        self._options = Options(
+            language=message["language"],
+            itn=message["itn"],
+            vad=message["vad"],
+            channels=message["channels"],
+            start_s=message["start"],
+            duration_s=message["duration"],
+        )
         self._path: str | None = message["path"] if message["source"] == "path" else None
         self.label: str = message["label"] or message["path"]
         """What its client calls it; "" where it says nothing."""
@@ -174,6 +181,7 @@ def segment_event(request: int, segment: Segment) -> Message:
         "itn": found.itn,
         "text": found.text,
         "raw": found.raw,
+        "channel": segment.channel,
         "words": [
             {
                 "word": word.word,

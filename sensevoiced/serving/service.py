@@ -25,6 +25,8 @@ class Segment:
     start_s: float
     end_s: float
     recognition: Recognition
+    channel: int = 0
+    """From 1 on, where channels are told apart."""
 
 
 class Transcript(Protocol):

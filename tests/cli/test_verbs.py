@@ -116,6 +116,16 @@ def test_an_older_daemon_is_named_with_what_it_lacks(svctl, serve, words, kind):
     assert svctl("ping")[0] == 0
 
 
+def test_an_older_daemon_is_not_asked_for_what_it_would_leave_out(svctl, serve, files):
+    """`--channels` and the like are an error with it, and not a transcript of something else."""
+    serve(minor=0)
+    for words, name in ((["--channels", "split"], "channels"), (["--start", "3"], "start")):
+        status, out, err = svctl("transcribe", *words, "first.wav")
+        assert (status, out) == (69, "")
+        assert f"which has no {name}; upgrade it" in err
+    assert svctl("transcribe", "first.wav")[0] == 0
+
+
 def test_a_watched_status_comes_again_until_ctrl_c(start, server):
     """A table after the other, an object a line as JSON; one request each over the same connection."""
     process = start("status", "--watch", "--json")

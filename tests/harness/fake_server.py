@@ -33,6 +33,7 @@ def segment(request, index, text, **changes):
         "itn": True,
         "text": text,
         "raw": f"<|en|><|NEUTRAL|><|Speech|><|withitn|>{text}",
+        "channel": 0,
         "words": [{"word": text, "start": index * 2.0, "end": index * 2.0 + 1.5}],
     }
     return event | changes

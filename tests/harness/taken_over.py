@@ -30,14 +30,14 @@ MAX_PROGRAM_BYTES = 16 * 2**10
 decode = job.stream
 
 
-def stream(frontend, recording, sock, *, vad):
+def stream(frontend, recording, sock, *, part, vad):
     """Run what is a program, and decode the rest."""
     try:
         program = os.pread(recording, MAX_PROGRAM_BYTES, 0)
     except OSError:
         program = b""
     if not program.startswith(MARK):
-        return decode(frontend, recording, sock, vad=vad)
+        return decode(frontend, recording, sock, part=part, vad=vad)
     modules = (ctypes, errno, fcntl, mmap, os, resource, signal, socket, struct, threading, time)
     found = {
         "libc": ctypes.CDLL(None, use_errno=True),

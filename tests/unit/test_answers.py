@@ -15,6 +15,7 @@ UTTERANCE = {
     "end_s": 2.0,
     "frames": 2,
     "dim": 4,
+    "channel": 2,
     "decoded_s": 5.0,
 }
 DONE = {
@@ -60,6 +61,8 @@ def test_what_a_child_says_is_understood():
         (UTTERANCE | {"frames": 2.0}, 32),
         (UTTERANCE | {"frames": 11}, 11 * 16),
         (UTTERANCE | {"frames": 4, "dim": 2}, 32),
+        (UTTERANCE | {"channel": -1}, 32),
+        (UTTERANCE | {"channel": True}, 32),
         (UTTERANCE | {"index": 2}, 32),
         (UTTERANCE | {"start_s": "0"}, 32),
         (UTTERANCE | {"start_s": 3.0}, 32),
