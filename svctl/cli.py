@@ -39,6 +39,8 @@ _METAVARS = {"output": "FOLDER", "files_from": "FILE", "socket": "PATH"}
 class _Seconds(click.FloatRange):
     """Seconds of patience; click's own range lets a NaN pass, which is on no side of any bound."""
 
+    name = "number of seconds"
+
     def __init__(self) -> None:
         super().__init__(min=0, max=int(MAX_PATIENCE_S))
 
@@ -96,6 +98,7 @@ def _option(option: Option) -> click.Option:
         return click.Option([*flags, name], type=_Seconds(), metavar="SECONDS", **settings)
     if kind == "number":
         bounds = click.IntRange(1, MAX_NUMBER)
+        bounds.name = "whole number"  # click's own is "integer range"
         return click.Option([*flags, name], type=bounds, metavar="N", **settings)
     if kind == "list":
         return click.Option([*flags, name], multiple=True, metavar="PATTERN", **settings)
