@@ -10,12 +10,14 @@ BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 BENCH_VENV := .venv-bench
 SOURCES := $(wildcard sensevoiced svctl tests tools benchmarks)
+MANUAL := man1/svctl.1 man5/sensevoiced.toml.5 man8/sensevoiced.8
 
 # Where `make install` puts things. DESTDIR is a package builder's staging folder: nothing outside it is touched.
 DESTDIR ?=
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib/sensevoiced
 BINDIR ?= $(PREFIX)/bin
+MANDIR ?= $(PREFIX)/share/man
 CONFDIR ?= /etc/sensevoice
 CACHEDIR ?= /var/cache/sensevoice
 UNITDIR ?= $(PREFIX)/lib/systemd/system
@@ -54,9 +56,9 @@ endif
 .DELETE_ON_ERROR:
 # The steps of an installation are prerequisites, and happen in the order they are named in.
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test test-slow check format accuracy bench bench-quick bench-setup faults fuzz soak clean
-.PHONY: install install-user install-program install-user-units install-settings
-.PHONY: uninstall uninstall-user stop-system stop-user remove-program remove-user-units remove-settings
+.PHONY: help setup setup-dev demo test test-slow check format accuracy bench bench-quick bench-setup faults fuzz soak man clean
+.PHONY: install install-user install-program install-manual install-user-units install-settings
+.PHONY: uninstall uninstall-user stop-system stop-user remove-program remove-manual remove-user-units remove-settings
 
 help:
 	@echo 'make setup      environment in .venv with the daemon and svctl'
@@ -68,6 +70,7 @@ help:
 	@echo 'make faults     the abuse tests as a table, one row an id; SLOW=1 runs the long ones too'
 	@echo 'make fuzz       look for input that breaks the frame reader or the decoders, for TIME=60 seconds'
 	@echo 'make soak       mixed load on a daemon for TIME=600 seconds: what grows, what is lost'
+	@echo 'make man        write the manual pages into build/man, to read them before they are installed'
 	@echo 'make install    into PREFIX=$(PREFIX), with systemd units; uninstall takes it out again'
 	@echo 'make install-user   below your home, with units for systemctl --user; uninstall-user takes it out again'
 	@echo 'make clean      remove .venv, .venv-bench and everything built'
@@ -152,7 +155,12 @@ soak: TIME = 600
 soak: $(STAMPS)/dev
 	$(BIN)/python -m tools.soak --seconds $(TIME)
 
-install: install-program install-user-units install-settings
+# Pages are made of the tables by which the programs read their words, by any Python and without a package.
+man:
+	$(PYTHON) -B tools/man.py build/man
+	@echo 'to read one: man -l build/man/man1/svctl.1'
+
+install: install-program install-manual install-user-units install-settings
 	install -d '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(SYSUSERSDIR)' '$(DESTDIR)$(TMPFILESDIR)'
 	for unit in sensevoiced.socket sensevoiced.service; do \
 		sed 's|/usr/local/bin/|$(BINDIR)/|g' systemd/$$unit > '$(DESTDIR)$(UNITDIR)'/$$unit || exit 1; \
@@ -164,7 +172,7 @@ install: install-program install-user-units install-settings
 	@echo 'next, as root: sensevoiced fetch; systemctl enable --now sensevoiced.socket; usermod -aG sensevoice USER'
 
 # Everything below the home folder, without root rights; nothing outside it is touched.
-install-user: install-program install-user-units install-settings
+install-user: install-program install-manual install-user-units install-settings
 	@if $(LIVE_USER); then systemctl --user daemon-reload || :; fi
 	@echo 'next: $(BINDIR)/sensevoiced fetch; systemctl --user enable --now sensevoiced.socket'
 
@@ -184,6 +192,10 @@ install-program:
 	ln -sfn '$(LIBDIR)/bin/svctl' '$(DESTDIR)$(BINDIR)/svctl'
 	ln -sfn '$(LIBDIR)/bin/sensevoiced' '$(DESTDIR)$(BINDIR)/sensevoiced'
 
+install-manual:
+	install -d $(foreach page,$(MANUAL),'$(DESTDIR)$(MANDIR)/$(dir $(page))')
+	$(PYTHON) -B tools/man.py '$(DESTDIR)$(MANDIR)'
+
 install-user-units:
 	install -d '$(DESTDIR)$(USERUNITDIR)'
 	for unit in sensevoiced.socket sensevoiced.service; do \
@@ -199,12 +211,12 @@ install-settings:
 	else install -m 0644 systemd/sensevoiced.toml '$(DESTDIR)$(CONFDIR)/sensevoiced.toml'; fi
 
 # Models, and a configuration that was changed, stay: they are the user's.
-uninstall: stop-system remove-program remove-user-units remove-settings
+uninstall: stop-system remove-program remove-manual remove-user-units remove-settings
 	rm -f '$(DESTDIR)$(UNITDIR)/sensevoiced.socket' '$(DESTDIR)$(UNITDIR)/sensevoiced.service'
 	rm -f '$(DESTDIR)$(SYSUSERSDIR)/sensevoiced.conf' '$(DESTDIR)$(TMPFILESDIR)/sensevoiced.conf'
 	@if $(LIVE); then rm -f '$(CACHEDIR)'/*.int8.pt; systemctl daemon-reload; fi
 
-uninstall-user: stop-user remove-program remove-user-units remove-settings
+uninstall-user: stop-user remove-program remove-manual remove-user-units remove-settings
 	@if $(LIVE_USER); then rm -f '$(CACHEDIR)'/*.int8.pt; systemctl --user daemon-reload || :; fi
 
 stop-system:
@@ -216,6 +228,9 @@ stop-user:
 remove-program:
 	rm -f '$(DESTDIR)$(BINDIR)/svctl' '$(DESTDIR)$(BINDIR)/sensevoiced'
 	rm -rf '$(DESTDIR)$(LIBDIR)'
+
+remove-manual:
+	rm -f $(foreach page,$(MANUAL),'$(DESTDIR)$(MANDIR)/$(page)')
 
 remove-user-units:
 	rm -f '$(DESTDIR)$(USERUNITDIR)/sensevoiced.socket' '$(DESTDIR)$(USERUNITDIR)/sensevoiced.service'

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 EX_CONFIG = 78
 """sysexits.h: a setting cannot be used; systemd's RestartPreventExitStatus= names it."""
-VERBS = ("serve", "fetch", "check-config")
+VERBS = {
+    "serve": "serve (the default)",
+    "fetch": "download a model",
+    "check-config": "read the settings, find the models, say what is wrong, and end",
+}
+"""Every verb, and what it does."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,10 +80,10 @@ def serve(config: Config, parts: Parts, *, reread: Callable[[], Config]) -> int:
 
 def _fetch(words: Sequence[str]) -> int:
     try:
-        from sensevoiced import hub  # noqa: PLC0415 - the only code that goes to the network; never loaded to serve
+        from sensevoiced import hub, hub_flags  # noqa: PLC0415 - the only code that goes to the network; never loaded to serve
     except ModuleNotFoundError as error:
         return _say(f"{error}; fetching needs its extra: pip install 'sensevoiced[hub]'", EX_CONFIG)
-    return hub.run(_parser(hub.add_arguments).parse_args(words))
+    return hub.run(_parser(hub_flags.add_arguments).parse_args(words))
 
 
 def _leave(status: int) -> NoReturn:
@@ -113,15 +118,11 @@ def _parser(
     )
     parser.add_argument("--version", action="version", version=f"sensevoiced {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="{" + ",".join(VERBS) + "}")
-    settings.add_arguments(verbs.add_parser("serve", help="serve (the default)"))
-    settings.add_arguments(
-        verbs.add_parser(
-            "check-config", help="read the settings, find the models, say what is wrong, and end"
-        )
-    )
-    fetch = verbs.add_parser("fetch", help="download a model")
-    if add_fetch_arguments is not None:
-        add_fetch_arguments(fetch)
+    for verb, text in VERBS.items():
+        add = add_fetch_arguments if verb == "fetch" else settings.add_arguments
+        added = verbs.add_parser(verb, help=text)
+        if add is not None:
+            add(added)
     return parser
 
 

@@ -18,6 +18,9 @@ class ConfigError(Exception):
     """
 
 
+DEFAULT_ASR = "iic/SenseVoiceSmall"
+DEFAULT_VAD = "iic/speech_fsmn_vad_zh-cn-16k-common-pytorch"
+
 DEVICES = "auto, cpu, cuda or cuda:N"
 PRECISIONS: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16", "int8")
 ENGINES: tuple[str, ...] = ("torch", "funasr")
@@ -189,7 +192,7 @@ class Config:
     models_dir: Path
     """Where `sensevoiced fetch` puts models, see `default_models_dir`."""
     socket_mode: int = 0o660
-    model: str = "iic/SenseVoiceSmall"
+    model: str = DEFAULT_ASR
     """`demo`, a folder, or a fetched model's hub name."""
     vad: str = "auto"
     """`auto` (the model's own `vad/` folder or the default FSMN-VAD), a folder, or a fetched model's hub

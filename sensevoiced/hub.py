@@ -15,12 +15,10 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sensevoiced import config, models
 from sensevoiced.hub_clients import (
-    HUGGINGFACE,
     MODELSCOPE,
     FetchError,
     Hub,
@@ -33,6 +31,7 @@ from sensevoiced.hub_pins import PINS, Pin
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 WANTED = (
     *("model.pt", "config.yaml", "configuration.json", "am.mvn", "*.bpe.model", "tokenizer.model"),
@@ -49,17 +48,6 @@ Manifest = dict[str, dict[str, str | int]]
 HASH_BLOCK_BYTES = 1 << 20
 FREE_SPACE_MARGIN_BYTES = 64 << 20
 """Left free beyond what is fetched: a state partition filled to the last byte breaks other programs."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `sensevoiced fetch` takes."""
-    parser.add_argument("--hub", choices=(MODELSCOPE, HUGGINGFACE), default=MODELSCOPE, help="where from")
-    parser.add_argument("--model", default=models.DEFAULT_ASR, metavar="OWNER/NAME", help="or none")
-    parser.add_argument("--vad", default=models.DEFAULT_VAD, metavar="OWNER/NAME", help="or none")
-    parser.add_argument("--revision", help="commit or tag, for a model whose revision is not pinned here")
-    parser.add_argument(
-        "--to", type=Path, metavar="DIR", help="the models folder (default: the daemon's own)"
-    )
 
 
 def run(args: argparse.Namespace) -> int:

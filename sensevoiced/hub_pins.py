@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sensevoiced.models import DEFAULT_ASR, DEFAULT_VAD
+from sensevoiced.config import DEFAULT_ASR, DEFAULT_VAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

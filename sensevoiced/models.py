@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sensevoiced.config import ConfigError
+from sensevoiced.config import DEFAULT_ASR, DEFAULT_VAD, ConfigError
 from sensevoiced.features import FrontendSpec
 from sensevoiced.jobs import SAMPLE_RATE_HZ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-DEFAULT_ASR = "iic/SenseVoiceSmall"
-DEFAULT_VAD = "iic/speech_fsmn_vad_zh-cn-16k-common-pytorch"
 
 ALIASES: Mapping[str, str] = {
     "SenseVoiceSmall": DEFAULT_ASR,

@@ -43,9 +43,10 @@ _FLAGS = (
     *("device", "precision", "engine", "threads", "log_level"),
 )
 """Settings that have a flag and an environment variable too; limits are for the file alone."""
-_ENVIRONMENT = {
+ENVIRONMENT = {
     name: "SENSEVOICE_SOCKET" if name == "socket" else f"SENSEVOICED_{name.upper()}" for name in _FLAGS
 }
+"""Setting to variable."""
 
 _ANY_S = (0.001, 10 * 24 * 3600.0)
 _BYTES = (4_096, 2**50)
@@ -121,7 +122,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Config:
     for file, required in _files(flags.get("config"), environ):
         table = _read(file, required=required)
         _merge(values, table, str(file))
-    for name, variable in _ENVIRONMENT.items():
+    for name, variable in ENVIRONMENT.items():
         if environ.get(variable):
             values[name] = _value(name, _from_text(name, environ[variable]), f"Environment: {variable}")
     for name in _FLAGS:

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from svctl import __version__, verbs
-from svctl.options import MAX_NUMBER, MAX_PATIENCE_S, VERBS, listed
+from svctl.options import MAX_NUMBER, MAX_PATIENCE_S, METAVARS, VERBS, listed
 from svctl.terminal import OutputError, say, write_stdout
 from svctl.wire import ERRORS
 
@@ -33,7 +33,6 @@ _STARTUP = {
     "zsh": 'eval "$(svctl completion zsh)" in ~/.zshrc',
     "fish": "svctl completion fish > ~/.config/fish/completions/svctl.fish",
 }
-_METAVARS = {"output": "FOLDER", "files_from": "FILE", "socket": "PATH"}
 
 
 class _Seconds(click.FloatRange):
@@ -95,14 +94,14 @@ def _option(option: Option) -> click.Option:
         settings |= {"show_default": True, "metavar": metavar}
         return click.Option([*flags, name], type=_Choices(allowed), **settings)
     if kind == "seconds":
-        return click.Option([*flags, name], type=_Seconds(), metavar="SECONDS", **settings)
+        return click.Option([*flags, name], type=_Seconds(), metavar=METAVARS[kind], **settings)
     if kind == "number":
         bounds = click.IntRange(1, MAX_NUMBER)
         bounds.name = "whole number"  # click's own is "integer range"
-        return click.Option([*flags, name], type=bounds, metavar="N", **settings)
+        return click.Option([*flags, name], type=bounds, metavar=METAVARS[kind], **settings)
     if kind == "list":
-        return click.Option([*flags, name], multiple=True, metavar="PATTERN", **settings)
-    return click.Option([*flags, name], metavar=_METAVARS[name], shell_complete=_files, **settings)
+        return click.Option([*flags, name], multiple=True, metavar=METAVARS[kind], **settings)
+    return click.Option([*flags, name], metavar=METAVARS[name], shell_complete=_files, **settings)
 
 
 def _command(verb: str) -> click.Command:

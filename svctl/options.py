@@ -31,6 +31,16 @@ MAX_PATIENCE_S = 86_400.0
 MAX_NUMBER = 10_000
 """Columns or lines: no screen has more."""
 
+METAVARS = {
+    "output": "FOLDER",
+    "files_from": "FILE",
+    "socket": "PATH",
+    "seconds": "SECONDS",
+    "number": "N",
+    "list": "PATTERN",
+}
+"""How help writes the value of an option: by its name, or else by its kind."""
+
 # (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch" has
 # an off flag (the last one), and "text", "choice", "choices" (several with commas), "list" (given once or
 # more), "number" (above zero) and "seconds" take a value.
@@ -243,6 +253,16 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
         "",
         "Show which models the daemon has, and which one is loaded.",
         (("json", ("--json",), "flag", False, (), "Write them as JSON."), _wait(PATIENCE_S), _SOCKET),
+    ),
+    "bench": (
+        "",
+        "Measure how fast this machine answers: clips of noise of 1, 5 and 15 s, one after another.",
+        (
+            ("seconds", ("--seconds",), "seconds", 10.0, (), "How long to measure (default: 10)."),
+            ("json", ("--json",), "flag", False, (), "Write it as JSON."),
+            _wait(PATIENCE_S),
+            _SOCKET,
+        ),
     ),
     "version": ("", "Show the version of svctl and of the daemon.", (_wait(PING_PATIENCE_S), _SOCKET)),
     "ping": ("", "Ask the daemon for a sign of life.", (_QUIET, _wait(PING_PATIENCE_S), _SOCKET)),

@@ -23,6 +23,9 @@ def table(status: Mapping[str, Any]) -> str:
     rss = f"{memory.mib('daemon_rss_bytes')} daemon, {memory.mib('children_rss_bytes')} front end"
     backend = f" ({status['backend']})" if status.get("backend") else ""
     lost = f"{frontend.text('crashed')} crashed, {frontend.text('timeouts')} timed out"
+    jail = (status.get("frontend") or {}).get("jail")
+    if jail is not None:
+        lost += f"; closed in by {' and '.join(map(str, jail)) or 'nothing but limits'}"
     rows = [
         ("daemon", f"{facts.text('server')}, pid {facts.text('pid')}, {facts.text('state')}"),
         ("model", f"{facts.text('model')} ({facts.millions('parameters')} parameters)"),

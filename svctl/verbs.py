@@ -14,6 +14,7 @@ from svctl.terminal import STDOUT, OutputError, encoded, printable, say, write_s
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from svctl.bench import Bench
     from svctl.client import Client
     from svctl.options import Values
     from svctl.transcribe import Run
@@ -61,13 +62,17 @@ def run(verb: str, values: Values, names: list[str]) -> int:
             connection.close()
 
 
-def _work(verb: str, values: Values, names: list[str]) -> Run | _Call | _Cancel:
+def _work(verb: str, values: Values, names: list[str]) -> Run | Bench | _Call | _Cancel:
     if verb == "transcribe":
         from svctl.transcribe import Run  # noqa: PLC0415 - a ping needs none of it
 
         return Run(values, names)
     if verb == "cancel":
         return _Cancel(values, names)
+    if verb == "bench":
+        from svctl.bench import Bench  # noqa: PLC0415 - a ping needs none of it
+
+        return Bench(values)
     return _Call(verb, values)
 
 

@@ -37,8 +37,9 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("sensevoiced.config", "sensevoiced.features", "sensevoiced.jobs", "yaml"),
     ),
     # Fetching models: a branch of its own, that nothing else may reach.
-    ("sensevoiced.hub_pins", ("sensevoiced.models",)),
+    ("sensevoiced.hub_pins", ("sensevoiced.config",)),
     ("sensevoiced.hub_clients", ("modelscope_hub", "huggingface_hub")),
+    ("sensevoiced.hub_flags", ("sensevoiced.config", "sensevoiced.hub_clients")),
     ("sensevoiced.hub", ("sensevoiced.config", "sensevoiced.models", "sensevoiced.hub_*")),
     # Front end: the parent's side without numpy (see NEVER_REACH), the child's side with the decoders.
     ("sensevoiced.frontend.channel", (*L0, "msgpack")),
@@ -102,7 +103,8 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
         "sensevoiced.__main__",
         (
             *(*L0, "sensevoiced.logs", "sensevoiced.settings", "sensevoiced.models", "sensevoiced.parts"),
-            *("sensevoiced.daemon", "sensevoiced.hub", "sensevoiced.serving.listener"),
+            *("sensevoiced.daemon", "sensevoiced.serving.listener"),
+            *("sensevoiced.hub", "sensevoiced.hub_flags"),
         ),
     ),
     # The client: nothing of the daemon; msgpack in the wire, click in the command line.
@@ -120,7 +122,7 @@ SVCTL_FLOORS: tuple[tuple[str, ...], ...] = (
     ("svctl.folder", "svctl.walk"),
     ("svctl.recording", "svctl.results"),
     ("svctl.connect", "svctl.pipeline", "svctl.printer"),
-    ("svctl.transcribe", "svctl.library"),
+    ("svctl.transcribe", "svctl.library", "svctl.bench"),
     ("svctl.asynchronous",),
     ("svctl.verbs",),
     ("svctl.cli",),

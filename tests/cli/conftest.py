@@ -111,6 +111,14 @@ def obey_modes():
     return {"preexec_fn": drop} if os.geteuid() == 0 else {}
 
 
+@pytest.fixture
+def files(tmp_path):
+    """Two recordings that read as two lines and one line of text."""
+    (tmp_path / "first.wav").write_text("hello\nworld")
+    (tmp_path / "second.wav").write_text("你好", encoding="utf-8")
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory):
     """A real daemon with the demo model, as `make demo` starts it."""

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from sensevoiced import hub, models
+from sensevoiced import hub, hub_flags, models
 from sensevoiced.hub_pins import PINS, Pin
 
 pytest.importorskip("modelscope_hub", reason="the [hub] extra is not installed")
@@ -161,7 +161,7 @@ def tiny_asr(stub, tmp_path, write_asr_folder):
 
 def _run(to, hub_name, *extra):
     parser = argparse.ArgumentParser()
-    hub.add_arguments(parser)
+    hub_flags.add_arguments(parser)
     words = ["--hub", hub_name, "--model", "someone/tiny", "--vad", "none", "--to", str(to), *extra]
     return hub.run(parser.parse_args(words))
 
@@ -373,7 +373,7 @@ def test_the_missing_models_command_is_one_that_fetch_takes(tmp_path):
         models.find_asr("iic/SenseVoiceSmall", tmp_path)
     command = str(caught.value).split("'")[1].split()
     parser = argparse.ArgumentParser()
-    hub.add_arguments(parser)
+    hub_flags.add_arguments(parser)
     args = parser.parse_args(command[2:])
     assert (command[:2], args.model, args.to) == (["sensevoiced", "fetch"], models.DEFAULT_ASR, tmp_path)
 

@@ -18,6 +18,7 @@ import sensevoiced
 import svctl
 
 _ENTRY = "sensevoiced.__main__:main"
+_MANUAL = {"man1/svctl.1", "man5/sensevoiced.toml.5", "man8/sensevoiced.8"}
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +190,7 @@ def test_install_and_uninstall_below_a_prefix(make, tmp_path):
         assert f"\nExecStart={prefix}/bin/sensevoiced\n" in unit
     expected = {"lib/sysusers.d/sensevoiced.conf", "lib/tmpfiles.d/sensevoiced.conf", "bin/svctl"}
     assert expected <= _files(prefix)
+    assert _files(prefix / "share" / "man") == _MANUAL
     settings = conf / "sensevoiced.toml"
     settings.write_text(settings.read_text() + "\n[serving]\nmax_jobs = 8\n")
     mine = settings.read_text()
@@ -213,6 +215,7 @@ def test_a_staged_install_names_its_final_place(make, tmp_path):
     unit = (root / "lib" / "systemd" / "system" / "sensevoiced.service").read_text()
     assert "ExecStart=/opt/sensevoice/bin/sensevoiced\n" in unit
     assert (stage / "etc" / "sensevoice" / "sensevoiced.toml").is_file()
+    assert _files(root / "share" / "man") == _MANUAL
     assert make("uninstall", DESTDIR=stage, PREFIX="/opt/sensevoice").returncode == 0
     assert _files(stage) == set()
 
@@ -240,6 +243,7 @@ def test_install_user_stays_below_the_home_folder(make, tmp_path):
         ".local/share/systemd/user/sensevoiced.service",
         ".local/share/systemd/user/sensevoiced.socket",
         ".config/sensevoice/sensevoiced.toml",
+        *(f".local/share/man/{page}" for page in _MANUAL),
     }
     _verify_user_units(units, tmp_path)
     done = make("uninstall-user", home)
