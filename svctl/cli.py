@@ -38,6 +38,8 @@ _STARTUP = {
 class _Seconds(click.FloatRange):
     """Seconds of patience; click's own range lets a NaN pass, which is on no side of any bound."""
 
+    name = "number of seconds"
+
     def __init__(self) -> None:
         super().__init__(min=0, max=int(MAX_PATIENCE_S))
 
@@ -97,6 +99,7 @@ def _option(option: Option) -> click.Option:
         return click.Option([*flags, name], type=_Seconds(), metavar=METAVARS[kind], **settings)
     if kind == "number":
         bounds = click.IntRange(1, MAX_NUMBER)
+        bounds.name = "whole number"  # click's own is "integer range"
         return click.Option([*flags, name], type=bounds, metavar=METAVARS[kind], **settings)
     if kind == "list":
         return click.Option([*flags, name], multiple=True, metavar=METAVARS[kind], **settings)

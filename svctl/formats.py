@@ -235,7 +235,10 @@ def tsv(whole: Transcript) -> str:
 
 
 def _shown(text: str) -> str:
-    return printable(text.strip().replace("\t", " ").replace("-->", "->"))
+    text = text.strip().replace("\t", " ")
+    while "-->" in text:  # a longer arrow loses a dash each time
+        text = text.replace("-->", "->")
+    return printable(text)
 
 
 def _clock(seconds: float, mark: str) -> str:

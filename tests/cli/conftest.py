@@ -34,6 +34,17 @@ def environment(tmp_path):
 
 
 @pytest.fixture
+def on_path(environment, tmp_path):
+    """An environment in which svctl is a command."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    command = folder / "svctl"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m svctl "$@"\n')
+    command.chmod(0o755)
+    return environment | {"PATH": f"{folder}:{environment['PATH']}"}
+
+
+@pytest.fixture
 def start(tmp_path, environment):
     """Start svctl with pipes; the test ends it."""
     started = []

@@ -4,20 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 
 import pytest
-
-
-@pytest.fixture
-def on_path(environment, tmp_path):
-    """An environment in which svctl is a command."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    command = folder / "svctl"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m svctl "$@"\n')
-    command.chmod(0o755)
-    return environment | {"PATH": f"{folder}:{environment['PATH']}"}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
