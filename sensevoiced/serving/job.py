@@ -46,8 +46,8 @@ class Job:
             itn=message["itn"],
             vad=message["vad"],
             channels=message["channels"],
-            start_s=message["start"],
-            duration_s=message["duration"],
+            start_s=float(message["start"]),
+            duration_s=float(message["duration"]),
         )
         self._path: str | None = message["path"] if message["source"] == "path" else None
         self.label: str = message["label"] or message["path"]

@@ -46,7 +46,7 @@ def test_the_base_install_is_the_client_alone(metadata):
     required = metadata[0].get_all("Requires-Dist")
     base = {re.match(r"[\w-]+", line)[0] for line in required if "extra ==" not in line}
     assert base == {"click", "msgpack"}
-    assert set(metadata[0].get_all("Provides-Extra")) == {"daemon", "hub", "funasr", "dev"}
+    assert set(metadata[0].get_all("Provides-Extra")) == {"daemon", "hub", "funasr", "fuzz", "dev"}
 
 
 def test_both_packages_have_one_version(metadata):
