@@ -41,7 +41,7 @@ def recordings(folder):
 def test_f26_svctl_takes_odd_names_for_names(daemon, tmp_path, way, record_property):
     """Each file is transcribed under its own name, and nothing that a name says is done."""
     folder = recordings(tmp_path / "calls")
-    words, data = ["transcribe", "-f", "jsonl"], b""
+    words, data = ["transcribe", "-q", "-f", "jsonl"], b""
     if way == "by -0":
         words, data = [*words, "-0"], b"".join(os.fsencode(name) + b"\0" for name in NAMES)
     elif way == "behind --":
