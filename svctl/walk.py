@@ -78,22 +78,31 @@ def walk(root: str, wanted: Filter) -> Iterator[Found]:
     in their ending only keep it in their `place`.
     """
     any_found = False
-    for found in _below(root, "", wanted):
-        any_found = True
-        yield found
+    # a stack of its own: trees may be deeper than Python's
+    entered = [_entries(root, "", wanted)]
+    while entered:
+        found = next(entered[-1], None)
+        if found is None:
+            entered.pop()
+        elif isinstance(found, Found):
+            any_found = True
+            yield found
+        else:
+            entered.append(_entries(*found, wanted))
     if not any_found:
         sentence = f"{root} holds no recording; --glob takes files of other endings."
         yield Found(root, "", WireError("not_found", sentence))
 
 
-def _below(folder: str, below: str, wanted: Filter) -> Iterator[Found]:
+def _entries(folder: str, below: str, wanted: Filter) -> Iterator[Found | tuple[str, str]]:
+    """The files of one folder, and each of its folders with its path below the root."""
     try:
         with os.scandir(folder) as entries:
             found = sorted((entry for entry in entries if entry.name[:1] != "."), key=lambda one: one.name)
     except OSError as error:
         yield Found(folder, below.rstrip("/"), not_opened(folder, error))
         return
-    files = [one for one in found if not one.is_dir() and wanted.takes(one.name, below + one.name)]
+    files = [one for one in found if not _is_folder(one) and wanted.takes(one.name, below + one.name)]
     stems: dict[str, int] = {}
     for one in files:
         stem = _stem(one.name)
@@ -104,7 +113,15 @@ def _below(folder: str, below: str, wanted: Filter) -> Iterator[Found]:
             stem = _stem(one.name)
             yield Found(one.path, below + (stem if stems[stem] == 1 else one.name))
         elif one.is_dir(follow_symlinks=False) and wanted.enters(one.name, below + one.name):
-            yield from _below(one.path, f"{below}{one.name}/", wanted)
+            yield one.path, f"{below}{one.name}/"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; what is wrong with a link in a circle, opening it says."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _stem(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 
 import pytest
 
@@ -69,6 +71,23 @@ def test_links_to_folders_are_not_followed(svctl, server, tree):
     (tree / "calls/old/link.wav").symlink_to(tree / "top.wav")
     _, out, _ = svctl("transcribe", "-r", "calls/old")
     assert texts(out) == ["calls/old/c.FLAC", "calls/old/deep/d.opus", "top.wav"]
+
+
+def test_no_tree_ends_a_run_early(svctl, server, tree):
+    """A link to itself is one recording that cannot be opened, and depth is no matter."""
+    (tree / "calls/old/itself").symlink_to("itself")
+    (tree / "calls/old/itself.wav").symlink_to("itself.wav")
+    deep = tree / "calls/old/deep"
+    with contextlib.chdir(deep):
+        for _ in range(1_200):
+            os.mkdir("d")  # noqa: PTH102 - its path is longer than any that mkdir takes
+            os.chdir("d")
+        with open("e.wav", "w") as file:  # noqa: PTH123
+            file.write("bottom")
+    status, out, err = svctl("transcribe", "-r", "calls/old")
+    subprocess.run(["rm", "-rf", deep / "d"], check=True)  # noqa: S607 - too deep for Python's own
+    assert (status, texts(out)) == (66, ["calls/old/c.FLAC", "bottom", "calls/old/deep/d.opus"])
+    assert err.startswith("svctl: calls/old/itself.wav cannot be opened: Too many levels of symbolic links.")
 
 
 def test_a_folder_that_gives_nothing_is_a_mistake_of_its_own(svctl, server, tree, obey_modes):
