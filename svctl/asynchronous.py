@@ -47,7 +47,9 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop
         self._waiting: dict[int, asyncio.Queue[Message]] = {}
         self._room = asyncio.Event()
-        self._broken: wire.WireError | None = None
+        sentence = "The client is not connected: use it in an `async with` block."
+        self._broken: wire.WireError | None = wire.WireError("unavailable", sentence)
+        """Why nothing can be asked."""
 
     async def __aenter__(self) -> Self:
         """Connect, waiting for a daemon that is loading or full."""
@@ -55,14 +57,16 @@ class AsyncClient:
         self._connection = await asyncio.to_thread(
             connect, self._socket, patience_s=self._patience_s, answer_s=self._patience_s
         )
+        self._broken = None
         self._loop.add_reader(self._connection.descriptor, self._pump)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; what is unfinished is dropped."""
-        self._forget()
+        """Close; what is unfinished is dropped, and whoever waits for it is told `cancelled`."""
+        sentence = "The client was closed before the daemon had answered."
+        self._break(wire.WireError("cancelled", sentence))
         self._connection.close()
 
     @property
@@ -148,6 +152,8 @@ class AsyncClient:
     async def _events(self, source: Source, fields: dict[str, Any]) -> AsyncGenerator[Message, None]:
         """The events of one transcription, asked for again while the daemon is full."""
         try:
+            if self._broken is not None:
+                raise self._broken
             for name in fields:
                 self._connection.needs(name)
             began_s = self._loop.time()
@@ -174,7 +180,9 @@ class AsyncClient:
             request,
             arrived,
         ):
-            upload = asyncio.create_task(self._upload(request, source)) if source.streamed else None
+            upload = None
+            if source.streamed:
+                upload = asyncio.create_task(self._upload(request, source, arrived))
             finished = False
             try:
                 while not finished:
@@ -182,20 +190,43 @@ class AsyncClient:
                     finished = event["type"] in ("done", "error")
                     yield event
             finally:
-                if upload is not None:
-                    upload.cancel()
                 if not finished:
                     self._send({"type": "cancel", "id": request})
+                if upload is not None:
+                    upload.cancel()
+                    # it lets go of the descriptor, whose number may be another's as soon as it is closed
+                    await asyncio.gather(upload, return_exceptions=True)
 
-    async def _upload(self, request: int, source: Source) -> None:
+    async def _upload(self, request: int, source: Source, arrived: asyncio.Queue[Message]) -> None:
         while True:
             await self._has_room()
-            # a thread, because a file may have no descriptor that a loop can watch
-            data = await asyncio.to_thread(os.read, source.descriptor, _AUDIO_BYTES)
+            try:
+                await self._readable(source.descriptor)
+                data = os.read(source.descriptor, _AUDIO_BYTES)
+            except BlockingIOError:
+                continue  # somebody else has read it
+            except OSError as error:
+                sentence = f"{source.label} cannot be read: {error.strerror}."
+                self._send({"type": "cancel", "id": request})
+                arrived.put_nowait(wire.WireError("not_found", sentence, request=request).to_message())
+                return
             if not data:
                 self._send({"type": "end", "id": request})
                 return
             self._send({"type": "audio", "id": request, "data": data})
+
+    async def _readable(self, descriptor: int) -> None:
+        """Wait for bytes in the loop: a thread that reads could not be called off, and holds up the end."""
+        ready = asyncio.Event()
+        try:
+            self._loop.add_reader(descriptor, ready.set)
+        except PermissionError:
+            await asyncio.sleep(0)  # a device such as /dev/zero, which is always ready
+            return
+        try:
+            await ready.wait()
+        finally:
+            self._loop.remove_reader(descriptor)
 
     async def _has_room(self) -> None:
         while self._connection.backlog_bytes >= _MAX_BACKLOG_BYTES:

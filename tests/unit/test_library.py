@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+import pty
 import threading
 
 import numpy as np
@@ -250,6 +251,68 @@ def test_cancelling_a_task_cancels_its_request(path, recording):
     with FakeServer(path, _endless(first)) as server:
         asyncio.run(main())
         assert len(server.wait_for("cancel", 2)) == 2
+
+
+def test_leaving_the_block_ends_what_waits(path, recording):
+    """Error `cancelled`, also for segments that are left in the middle; afterwards nothing can be asked."""
+    first = threading.Event()
+
+    async def main():
+        client = AsyncClient(path)
+        with pytest.raises(Error, match="is not connected"):
+            await client.transcribe(recording)
+        async with client:
+            task = asyncio.create_task(client.transcribe(recording))
+            segments = client.segments(recording)
+            assert (await anext(segments)).text == "one"
+        async with asyncio.timeout(20):
+            for waiting in (task, anext(segments), client.ping()):
+                with pytest.raises(Error) as caught:
+                    await waiting
+                assert caught.value.code == "cancelled"
+        async with client:
+            await client.ping()
+
+    with FakeServer(path, _endless(first)):
+        asyncio.run(main())
+
+
+def test_a_stream_that_is_cancelled_takes_nothing_more(path):
+    """No reader stays behind that would steal bytes, or keep asyncio.run from ending."""
+    first = threading.Event()
+    reader, writer = os.pipe()
+
+    async def main():
+        async with AsyncClient(path) as client:
+            with os.fdopen(os.dup(reader), "rb") as file:
+                task = asyncio.create_task(client.transcribe(file))
+                await asyncio.to_thread(first.wait, 20)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+
+    with FakeServer(path, _endless(first)):
+        asyncio.run(main())
+    os.write(writer, b"rest")
+    os.set_blocking(reader, False)
+    assert os.read(reader, 10) == b"rest"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_stream_that_cannot_be_read_is_told(path):
+    """A terminal that has gone is an Error and cancels, rather than a request that never ends."""
+    leader, follower = pty.openpty()
+    os.close(follower)
+
+    async def main():
+        async with AsyncClient(path) as client:
+            with os.fdopen(leader, "rb") as file, pytest.raises(Error, match=r"cannot be read: Input/output"):
+                await client.transcribe(file, timeout_s=20)
+
+    with FakeServer(path, _endless(threading.Event())) as server:
+        asyncio.run(main())
+        server.wait_for("cancel")
 
 
 def test_a_daemon_that_goes_is_told_to_everybody_who_waits(path, recording):
