@@ -140,8 +140,12 @@ class Client:
     def _events(
         self, source: Source, fields: dict[str, Any], timeout_s: float | None
     ) -> Generator[Message, None, None]:
-        for name in fields:
-            self._connection.needs(name)
+        try:
+            for name in fields:
+                self._connection.needs(name)
+        except wire.WireError:
+            os.close(source.descriptor)
+            raise
         one = Pipeline(_One(source), fields, patience_s=self._patience_s, timeout_s=timeout_s)
         one.begin(self._connection)
         finished = False

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import io
 import os
 import pty
+import socket
+import tempfile
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,6 +80,36 @@ def test_everything_that_holds_audio_is_taken(path, recording, tmp_path):
     assert asked[5]["label"] == "rest"
 
 
+def test_a_file_whose_descriptor_is_not_its_bytes_is_read(path, tmp_path):
+    """Gzip files and files on sockets have one, and what it gives is compressed, or buffered already."""
+    with gzip.open(tmp_path / "call.gz", "wb") as file:
+        file.write(b"hello\nworld")
+    ours, theirs = socket.socketpair()
+    with FakeServer(path) as server, Client(path) as client:
+        with gzip.open(tmp_path / "call.gz") as file:
+            assert client.transcribe(file).text == "hello world"
+        with ours, theirs, ours.makefile("rb") as file:
+            theirs.sendall(b"x\nhello")
+            theirs.shutdown(socket.SHUT_WR)
+            assert file.readline() == b"x\n"
+            assert client.transcribe(file).text == "hello"
+        with tempfile.NamedTemporaryFile(dir=tmp_path) as file:
+            file.write(b"named")
+            file.seek(0)
+            assert client.transcribe(file).text == "named"
+        with (tmp_path / "new.wav").open("wb") as file, pytest.raises(ValueError, match="writing only"):
+            client.transcribe(file)
+    assert [message["source"] for message in server.requests] == ["fd"] * 3
+
+
+def test_a_label_is_what_the_wire_can_carry(path, recording):
+    """A long one is cut, and what is not UTF-8 is replaced, as for the names of files."""
+    with FakeServer(path) as server, Client(path) as client:
+        assert client.transcribe(recording, label="x" * 5_000).file == "x" * 4_096
+        assert client.transcribe(recording, label="a\udcff").file == "a\ufffd"
+    assert len(server.requests[0]["label"]) == 4_096
+
+
 @pytest.mark.parametrize(("dtype", "channels"), [("float32", 1), ("float64", 2), ("int16", 1), ("int16", 2)])
 def test_samples_arrive_as_they_were(path, dtype, channels):
     """An array becomes a WAV that libsndfile reads back exactly."""
@@ -102,6 +136,15 @@ def test_samples_arrive_as_they_were(path, dtype, channels):
         (np.zeros(10, np.float32), None, TypeError),
         (np.zeros(10, np.int32), 16_000, ValueError),
         (np.zeros((2, 2, 2)), 16_000, ValueError),
+        (np.zeros((2, 160_000)), 16_000, ValueError),
+        (np.zeros((10, 0)), 16_000, ValueError),
+        (np.zeros(10, bool), 16_000, ValueError),
+        (np.zeros(10), 0, ValueError),
+        (np.zeros(10), -1, ValueError),
+        (np.zeros(10), 16_000.5, ValueError),
+        (np.zeros(10), 2**31, ValueError),
+        (np.broadcast_to(np.int16(0), (2**31,)), 16_000, ValueError),
+        (SimpleNamespace(dtype="float32", shape=(10,), ndim=1), 16_000, TypeError),
         (io.StringIO("text"), None, TypeError),
         (7, None, TypeError),
     ],
