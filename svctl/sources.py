@@ -20,6 +20,10 @@ _NAMES_BYTES = 64 * 2**10
 """One read of a list of names: a pipe's default capacity."""
 
 
+# O_NONBLOCK: opening a FIFO without a writer would wait for one
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
 class NotAFileError(wire.WireError):
     """A folder, pipe, socket or device in the place of a recording.
 
@@ -85,8 +89,7 @@ def open_source(name: str) -> Source:
     try:
         if name == "-":
             return _open_stdin()
-        # O_NONBLOCK: opening a FIFO without a writer would wait for one
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = os.open(name, _FLAGS)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         return Source(name, error=not_opened(name, error))
     mode = os.fstat(descriptor).st_mode
@@ -100,6 +103,19 @@ def open_source(name: str) -> Source:
         remedy = "stream it through standard input: svctl transcribe - < FILE"
         sentence = f"{name} is a {kind} and not a regular file; {remedy}."
     return Source(name, error=NotAFileError(sentence))
+
+
+def open_list(name: str) -> int:
+    """Open a list of names: a file, or a pipe such as a shell's <(...); raises WireError."""
+    try:
+        descriptor = os.open(name, _FLAGS)
+    except (OSError, ValueError) as error:
+        raise not_opened(name, error) from None
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+        return descriptor
+    os.close(descriptor)
+    raise NotAFileError(f"{name} is neither a file nor a pipe, and so no list of names.")
 
 
 def not_opened(name: str, error: OSError | ValueError) -> wire.WireError:

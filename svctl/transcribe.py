@@ -97,10 +97,7 @@ def _list(values: Values) -> int:
         return STDIN if values["null"] else -1
     if values["files_from"] == "-":
         return STDIN
-    source = sources.open_source(values["files_from"])
-    if source.error is not None:
-        raise source.error
-    return source.descriptor
+    return sources.open_list(values["files_from"])
 
 
 class Run:

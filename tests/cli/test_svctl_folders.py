@@ -85,7 +85,7 @@ def test_no_tree_ends_a_run_early(svctl, server, tree):
         with open("e.wav", "w") as file:  # noqa: PTH123
             file.write("bottom")
     status, out, err = svctl("transcribe", "-r", "calls/old")
-    subprocess.run(["rm", "-rf", deep / "d"], check=True)  # noqa: S607 - too deep for Python's own
+    subprocess.run(["rm", "-rf", deep / "d"], check=True)  # deeper than shutil goes
     assert (status, texts(out)) == (66, ["calls/old/c.FLAC", "bottom", "calls/old/deep/d.opus"])
     assert err.startswith("svctl: calls/old/itself.wav cannot be opened: Too many levels of symbolic links.")
 
@@ -160,6 +160,18 @@ def test_a_list_of_names_may_be_a_file_with_lines(svctl, server, tree):
         "",
         "svctl: absent cannot be opened: No such file or directory.\n",
     )
+
+
+def test_a_list_of_names_may_be_a_pipe(start, server, tree):
+    """What bash makes of <(find ...), or a FIFO whose writer comes late; a folder is no list."""
+    os.mkfifo(tree / "names")
+    process = start("transcribe", "-f", "plain", "--files-from", "names")
+    with open(tree / "names", "w") as names:  # noqa: PTH123 - waits until svctl has opened it
+        names.write("top.wav\n")
+    assert process.communicate(timeout=60) == (b"==> top.wav <==\ntop.wav\n", b"")
+    process = start("transcribe", "--files-from", "calls")
+    sentence = b"svctl: calls is neither a file nor a pipe, and so no list of names.\n"
+    assert (process.communicate(timeout=60), process.returncode) == ((b"", sentence), 72)
 
 
 @pytest.mark.parametrize(
