@@ -31,7 +31,10 @@ _NO_SPACE_RANGES = (
 
 def transcript(label: str, segments: Iterable[Message], done: Message) -> Transcript:
     """The JSON object of one recording, from its `segment` events and its `done`."""
-    parts = sorted(map(segment_object, segments), key=lambda part: (part["start"], part["id"]))
+    # by channel before `id`: turns that begin together come in any order from the daemon
+    parts = sorted(
+        map(segment_object, segments), key=lambda part: (part["start"], part.get("channel", 0), part["id"])
+    )
     return {
         "file": label,
         "duration": _seconds(done["duration"]),
@@ -204,7 +207,16 @@ def vtt(whole: Transcript, width: int | None = None, count: int | None = None) -
 
 
 def _cues(whole: Transcript, width: int | None, count: int | None) -> Iterator[tuple[float, float, str]]:
-    """Seconds and text of each subtitle: a segment with text each, or the lines that `width` makes of it."""
+    """Seconds and text of each subtitle: a segment with text each, or the lines that `width` makes of it.
+
+    In the order of their beginnings: turns of two channels overlap, and each may become several.
+    """
+    return iter(sorted(_of_segments(whole, width, count), key=lambda cue: cue[0]))
+
+
+def _of_segments(
+    whole: Transcript, width: int | None, count: int | None
+) -> Iterator[tuple[float, float, str]]:
     for segment in whole["segments"]:
         if not segment["text"].strip():
             continue

@@ -92,7 +92,9 @@ def transcript_of(label: str, events: Iterable[Mapping[str, Any]], done: Mapping
     found = [dict(event) for event in events]
     whole = formats.transcript(label, found, dict(done))
     return Transcript(
-        segments=tuple(sorted(map(segment_of, found), key=lambda turn: (turn.start, turn.index))),
+        segments=tuple(
+            sorted(map(segment_of, found), key=lambda turn: (turn.start, turn.channel, turn.index))
+        ),
         text=whole["text"],
         language=whole["language"],
         duration=whole["duration"],

@@ -155,6 +155,17 @@ def test_subtitles_skip_silence_and_count_hours():
     assert formats.vtt(recording()) == "WEBVTT\n\n"
 
 
+def test_turns_of_two_channels_are_in_order_whatever_came_first():
+    """Equal beginnings go by channel, as of a file so of a pipe; subtitles of both are in order of time."""
+    words = [{"word": "a", "start": 0.0, "end": 1.0}, {"word": "b", "start": 3.0, "end": 4.0}]
+    two = segment(1, 0, "c", channel=2, start=0.0, end=4.0, words=[])
+    one = segment(1, 1, "a b", channel=1, start=0.0, end=4.0, words=words)
+    whole = recording(two, one)
+    assert formats.plain_line(whole) == "1: a b\n2: c\n"
+    shown = formats.srt(whole, 1, 1)
+    assert [line for line in shown.splitlines() if line[1:2] == ":"] == ["1: a", "2: c", "1: b"]
+
+
 def test_tsv_is_one_row_per_segment():
     """Tabs and line ends of a text cannot break a row; what has no text has no row."""
     whole = recording(segment(1, 0, "a\tb\nc"), segment(1, 1, " "))
