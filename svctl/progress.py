@@ -21,7 +21,7 @@ _CLEAR = "\r\x1b[K"
 _EVERY_S = 0.1
 """Between two looks of the line; nobody reads faster. The daemon itself says nothing of brief recordings."""
 _SHOWN_NAME = 40
-"""Characters of a name; its end, because that tells recordings of one folder apart."""
+"""Columns of a name; its end, because that tells recordings of one folder apart."""
 
 
 class Progress:
@@ -57,7 +57,7 @@ class Progress:
         self._shown_s = now_s
         self._visible = True
         text = self._line(name, event["decoded_s"], event["recognised_s"])
-        write_stderr(_CLEAR + text[: max(1, columns_of(STDERR) - 1)])
+        write_stderr(_CLEAR + _fitting(text, max(1, columns_of(STDERR) - 1)))
 
     def clear(self) -> None:
         """Leave an empty line to whatever is written next."""
@@ -68,7 +68,8 @@ class Progress:
     def _line(self, name: str, decoded_s: float, recognised_s: float) -> str:
         total = self._total()
         shown = printable(name)
-        shown = shown if len(shown) <= _SHOWN_NAME else "…" + shown[1 - _SHOWN_NAME :]
+        end = _fitting(shown[::-1], _SHOWN_NAME)[::-1]
+        shown = shown if end == shown else "…" + end[1:]
         parts = [f"{shown}: {recognised_s:.0f}/{decoded_s:.0f} s"]
         if total != 1:
             parts.insert(0, f"{self.finished + 1}/{total}" if total else f"{self.finished + 1}")
@@ -78,3 +79,12 @@ class Progress:
             left_s = took_s / self.finished * (total - self.finished)
             parts.append(f"{left_s // 60:.0f}:{left_s % 60:02.0f} left")
         return "  ".join(parts)
+
+
+def _fitting(text: str, width: int) -> str:
+    """As much of the beginning as fits into so many columns: a line that wraps could not be cleared."""
+    from svctl.subtitles import columns  # noqa: PLC0415 - brings unicodedata's tables
+
+    while columns(text) > width:
+        text = text[:-1]
+    return text

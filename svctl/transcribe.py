@@ -161,8 +161,11 @@ class Run:
             connection, self._values, self._folder, progress, several=self._several, counts=counts
         )
         status = 0
-        for source, event in self._pipeline.run():
-            failed = printer.event(source, event)
-            status = status or failed
+        try:
+            for source, event in self._pipeline.run():
+                failed = printer.event(source, event)
+                status = status or failed
+        finally:
+            progress.clear()  # Ctrl-C and a daemon that goes leave a clean line, too
         printer.end(self._skipped)
         return status

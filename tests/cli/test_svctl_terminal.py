@@ -9,6 +9,8 @@ import pty
 import pytest
 from harness.fake_server import Peer
 
+from svctl.subtitles import columns
+
 PLAIN = "[EN][NEUTRAL] hello\n"
 COLOURED = "\x1b[36m[EN]\x1b[0m\x1b[33m[NEUTRAL]\x1b[0m hello\n"
 
@@ -93,3 +95,27 @@ def test_progress_is_a_line_of_a_terminal_and_leaves_it_clean(on_terminal, serve
     assert svctl("transcribe", "a.wav")[2] == ""
     for word in ("-q", "--no-progress"):
         assert on_terminal("transcribe", word, "a.wav", which="stderr")[1] == ""
+
+
+def test_wide_names_leave_room_for_what_the_line_is_for(on_terminal, serve, tmp_path):
+    """Chinese names take two columns a character; a line that wraps would stay on the screen for good."""
+    name = "很长的录音" * 10 + ".wav"
+    (tmp_path / name).write_text("hello")
+    serve(_slow)
+    _, shown, _ = on_terminal("transcribe", name, which="stderr")
+    line = next(line for line in shown.split("\r\x1b[K") if line)
+    assert line.startswith("…录音" + "很长的录音" * 3 + ".wav: 10/30 s  ")
+    assert columns(line) < 80
+
+
+def test_a_run_that_breaks_off_leaves_the_line_clean(on_terminal, serve, recordings):
+    """The sentence about a daemon that has gone begins on an empty line."""
+
+    def script(peer, message):
+        peer.send({"type": "progress", "id": message["id"], "decoded_s": 30.4, "recognised_s": 10.0})
+        peer.hang_up()
+
+    serve(script)
+    status, shown, _ = on_terminal("transcribe", "a.wav", which="stderr")
+    assert (status, shown.count("a.wav: 10/30 s")) == (69, 1)
+    assert shown.split("\r\x1b[K")[-1].startswith("svctl: The connection to the daemon at ")
