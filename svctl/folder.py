@@ -96,6 +96,9 @@ class Folder:
             return ""
         if problem := self._of_a_recording(path):
             return problem
+        if not self._force and os.path.lexists(path) and not path.is_dir():
+            # it was not when the place was claimed: another run writes into this folder
+            return "" if self._skip_existing else f"{path} has appeared since this run began, and is kept."
         # its own short name: the longest name that a transcript may have leaves no room for more
         temporary = path.parent / f".svctl-{os.getpid()}.part"
         try:

@@ -8,7 +8,7 @@ import select
 from pathlib import Path
 
 import pytest
-from harness.fake_server import done, segment
+from harness.fake_server import Peer, done, segment
 from harness.listing import listed
 
 DAMAGED = "the recording is damaged or broke off; this is what could be read of it."
@@ -113,6 +113,25 @@ def test_a_transcript_never_replaces_a_recording(svctl, server, files):
     with (files / "stdin.txt").open("rb") as file:
         assert svctl("transcribe", "-o", ".", "-", stdin=file)[0] == 73
     assert (files / "stdin.txt").read_text() == "piped"
+
+
+def test_two_runs_into_one_folder_lose_nothing(svctl, serve, files):
+    """What another run has written meanwhile is kept, and told where nobody asked for that."""
+    theirs = files / "out" / "first.txt"
+
+    def script(peer, message):
+        theirs.write_text("theirs")
+        Peer.answer(peer, message)
+
+    serve(script)
+    status, _, err = svctl("transcribe", "-o", "out", "first.wav")
+    sentence = "first.wav: out/first.txt has appeared since this run began, and is kept."
+    assert (status, err, theirs.read_text()) == (73, f"svctl: {sentence}\n", "theirs")
+    theirs.unlink()
+    assert svctl("transcribe", "--skip-existing", "-o", "out", "first.wav") == (0, "", "")
+    assert theirs.read_text() == "theirs"
+    assert svctl("transcribe", "--force", "-o", "out", "first.wav") == (0, "", "")
+    assert theirs.read_text() == "[EN][NEUTRAL] hello\n[EN][NEUTRAL] world\n"
 
 
 @pytest.mark.parametrize(
