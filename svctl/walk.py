@@ -42,7 +42,8 @@ ENDINGS = frozenset(
 class Filter:
     """Which files are taken: --glob instead of the known endings, less --exclude.
 
-    A pattern with a slash is for the path below the folder that was named, another one for a name alone.
+    A pattern with a slash is for the path below the folder that was named, another one for a name alone. A
+    slash at the end of --exclude means folders only.
     """
 
     def __init__(self, globs: Sequence[str], excludes: Sequence[str]) -> None:
@@ -60,7 +61,7 @@ class Filter:
 
     def enters(self, name: str, below: str) -> bool:
         """Say whether a folder is looked into."""
-        return not self._any(self._excludes, name, below)
+        return not self._any([pattern.rstrip("/") for pattern in self._excludes], name, below)
 
     @staticmethod
     def _any(patterns: Sequence[str], name: str, below: str) -> bool:

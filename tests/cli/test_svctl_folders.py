@@ -57,6 +57,10 @@ def test_r_takes_the_recordings_below_in_order(svctl, server, tree):
             ["--exclude", "skip", "--exclude", "old/deep", "--exclude=a.*"],
             ["calls/b.wav", "calls/old/c.FLAC"],
         ),
+        (
+            ["--exclude=old/", "--exclude=skip/", "--exclude=b.wav/", "--glob=?.wav"],
+            ["calls/a.wav", "calls/b.wav"],
+        ),
     ],
 )
 def test_patterns_choose_by_name_or_by_path(svctl, server, tree, words, found):
@@ -181,6 +185,10 @@ def test_a_list_of_names_may_be_a_pipe(start, server, tree):
         (
             ["-f", "text,plain", "-o", "out", "top.wav"],
             "-f text,plain: text and plain are files .txt both; take one of them.",
+        ),
+        (
+            ["--start=1:30", "top.wav"],
+            "Invalid value for '--start': '1:30' is not a valid number of seconds.",
         ),
         (["--force", "top.wav"], "--force is about transcripts in a folder; it needs -o FOLDER."),
         (
