@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _AUDIO_BYTES = 64 * 2**10
 """One read of a stream: a pipe's default capacity."""
+_IN_FLIGHT = 32
+"""Transcriptions at once, what the daemon takes of one connection; so many files are open, too."""
 _MAX_BACKLOG_BYTES = 256 * 2**10
 """A stream is not read while so much waits for the daemon, so that back-pressure reaches its writer."""
 
@@ -36,7 +38,8 @@ _MAX_BACKLOG_BYTES = 256 * 2**10
 class AsyncClient:
     """One connection to the daemon, for one event loop; use it in an `async with` block.
 
-    Any number of requests may run at once. Cancelling a task cancels its request. Errors as of svctl.Client.
+    Any number of requests may be made at once; those that the daemon would refuse wait for their turn.
+    Cancelling a task cancels its request. Errors as of svctl.Client.
     """
 
     def __init__(self, socket: str | os.PathLike[str] = "", *, patience_s: float = PATIENCE_S) -> None:
@@ -47,6 +50,7 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop
         self._waiting: dict[int, asyncio.Queue[Message]] = {}
         self._room = asyncio.Event()
+        self._slots = asyncio.Semaphore(_IN_FLIGHT)
         sentence = "The client is not connected: use it in an `async with` block."
         self._broken: wire.WireError | None = wire.WireError("unavailable", sentence)
         """Why nothing can be asked."""
@@ -57,6 +61,7 @@ class AsyncClient:
         self._connection = await asyncio.to_thread(
             connect, self._socket, patience_s=self._patience_s, answer_s=self._patience_s
         )
+        self._slots = asyncio.Semaphore(_IN_FLIGHT)
         self._broken = None
         self._loop.add_reader(self._connection.descriptor, self._pump)
         return self
@@ -88,14 +93,15 @@ class AsyncClient:
         label: str | None = None,
         timeout_s: float | None = None,
     ) -> Transcript:
-        """Transcribe one recording; arguments as of Client.transcribe."""
+        """Transcribe one recording; arguments as of Client.transcribe, `timeout_s` counts from its turn."""
         fields = fields_of(language, channels, start_s, duration_s, itn=itn, vad=vad)
-        source = source_of(audio, rate, label)
-        async with (
-            _limit(timeout_s),
-            contextlib.aclosing(self._events(source, fields)) as arriving,
-        ):
-            events = [event async for event in arriving]
+        async with self._slots:
+            source = source_of(audio, rate, label)
+            async with (
+                _limit(timeout_s),
+                contextlib.aclosing(self._events(source, fields)) as arriving,
+            ):
+                events = [event async for event in arriving]
         *segments, done = (event for event in events if event["type"] in ("segment", "done"))
         return transcript_of(source.label, segments, done)
 
@@ -117,11 +123,12 @@ class AsyncClient:
         Close it (contextlib.aclosing) where the loop may be left early: that cancels what is left.
         """
         fields = fields_of(language, channels, start_s, duration_s, itn=itn, vad=vad)
-        source = source_of(audio, rate, label)
-        async with contextlib.aclosing(self._events(source, fields)) as arriving:
-            async for event in arriving:
-                if event["type"] == "segment":
-                    yield segment_of(event)
+        async with self._slots:
+            source = source_of(audio, rate, label)
+            async with contextlib.aclosing(self._events(source, fields)) as arriving:
+                async for event in arriving:
+                    if event["type"] == "segment":
+                        yield segment_of(event)
 
     async def status(self) -> dict[str, Any]:
         """What the daemon runs, holds and has done: `status` of PROTOCOL.md."""

@@ -275,6 +275,36 @@ def test_many_requests_run_at_once_on_asyncio(path, recording, tmp_path):
         asyncio.run(main())
 
 
+def test_no_more_is_asked_at_once_than_a_daemon_takes(path, recording):
+    """A thousand tasks are neither a thousand open files nor a thousand refusals."""
+    held, released = [], threading.Event()
+
+    def script(peer, message):
+        if message["type"] == "transcribe" and not released.is_set():
+            held.append(message)
+            return
+        if message["type"] == "status":
+            released.set()
+            for earlier in held:
+                peer.answer(earlier)
+        peer.answer(message)
+
+    async def main():
+        async with AsyncClient(path) as client:
+            tasks = [asyncio.create_task(client.transcribe(recording)) for _ in range(1_000)]
+            await asyncio.sleep(0)
+            await client.ping()
+            assert len(held) == 32
+            tasks[40].cancel()
+            await client.status()
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(found.pop(40), asyncio.CancelledError)
+            assert {one.text for one in found} == {"hello world"}
+
+    with FakeServer(path, script):
+        asyncio.run(main())
+
+
 def test_cancelling_a_task_cancels_its_request(path, recording):
     """And a timeout does; other requests go on."""
     first = threading.Event()
