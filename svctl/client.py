@@ -285,6 +285,7 @@ class Client:
 
     def close(self) -> None:
         """End the connection; the daemon drops whatever is unfinished."""
+        self._ended = self._cannot_send = True
         self._socket.close()
 
 

@@ -112,7 +112,9 @@ def _entries(folder: str, below: str, wanted: Filter) -> Iterator[Found | tuple[
     for one in found:
         if one.name in taken:
             stem = _stem(one.name)
-            yield Found(one.path, below + (stem if stems[stem] == 1 else one.name))
+            # a.wav.wav keeps its ending as well, lest it takes the place that a.wav has beside a.mp3
+            alone = stems[stem] == 1 and stem not in taken
+            yield Found(one.path, below + (stem if alone else one.name))
         elif one.is_dir(follow_symlinks=False) and wanted.enters(one.name, below + one.name):
             yield one.path, f"{below}{one.name}/"
 

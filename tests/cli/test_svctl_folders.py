@@ -115,6 +115,15 @@ def test_o_keeps_the_tree_and_every_name(svctl, server, tree):
     assert "calls/old/deep/d.opus" in (tree / "out/old/deep/d.srt").read_text()
 
 
+def test_no_name_of_a_tree_takes_the_place_of_another(svctl, server, tree):
+    """A second ending is kept where what is left of the name is a recording, too."""
+    (tree / "calls/a.wav.flac").write_text("twice")
+    assert svctl("transcribe", "-r", "-o", "out", "calls")[0] == 0
+    assert [name for name in listed(tree / "out") if name[0] == "a"] == [
+        *("a.mp3.txt", "a.wav.flac.txt", "a.wav.txt"),
+    ]
+
+
 def test_what_is_there_is_kept_unless_told(svctl, server, tree):
     """A transcript that is there is a mistake; --force replaces it, --skip-existing asks nobody."""
     (tree / "out").mkdir()

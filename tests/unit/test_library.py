@@ -221,6 +221,17 @@ def test_parts_and_channels_reach_the_daemon_and_come_back(path, recording):
         assert client.transcribe(recording).text == "hello world"
 
 
+def test_a_client_that_is_closed_says_so_as_any_other(path, recording):
+    """Error `unavailable`, not the socket's own exception."""
+    with FakeServer(path):
+        client = Client(path)
+        client.close()
+        for ask in (client.ping, lambda: client.transcribe(recording)):
+            with pytest.raises(Error) as caught:
+                ask()
+            assert caught.value.code == "unavailable"
+
+
 def _endless(first):
     def script(peer, message):
         if message["type"] == "transcribe":
