@@ -198,3 +198,18 @@ class FakeServer:
             self.script(peer, message)
         peer._socket.close()
         self.ended.set()
+
+
+def endless(first):
+    """Make a script that gives one segment, sets the event `first`, and answers nothing more but `cancel`."""
+    def script(peer, message):
+        if message["type"] == "transcribe":
+            peer.send(segment(message["id"], 0, "one"))
+            first.set()
+        elif message["type"] == "cancel":
+            fields = {"code": "cancelled", "message": "Cancelled."}
+            peer.send({"type": "error", "id": message["id"], **fields})
+        else:
+            Peer.answer(peer, message)
+
+    return script
