@@ -202,6 +202,7 @@ class FakeServer:
 
 def endless(first):
     """Make a script that gives one segment, sets the event `first`, and answers nothing more but `cancel`."""
+
     def script(peer, message):
         if message["type"] == "transcribe":
             peer.send(segment(message["id"], 0, "one"))
