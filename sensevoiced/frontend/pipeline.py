@@ -168,8 +168,8 @@ class Pass:
         moved = [
             replace(
                 stretch,
-                start_s=round(stretch.start_s + part.start_s, 3),
-                end_s=round(stretch.end_s + part.start_s, 3),
+                start_s=stretch.start_s + part.start_s,
+                end_s=stretch.end_s + part.start_s,
                 channel=part.channel(track),
             )
             for track, stretches in enumerate(found)

@@ -13,7 +13,7 @@ from harness.daemon import FAKE, script
 from harness.svctl_process import run_svctl
 from harness.wire_client import memfd, texts
 
-from svctl.wire import _REQUIRED, MAX_AUDIO_BYTES, REQUESTS
+from svctl.wire import _REQUIRED, MAX_AUDIO_BYTES, REQUESTS, VERSION_MAJOR, VERSION_MINOR
 
 HELLO = {"type": "hello", "major": 1, "minor": 0}
 
@@ -231,14 +231,15 @@ def test_f07_versions(daemon):
     with daemon.client(hello=False) as client:
         client.send({"type": "hello", "major": 1, "minor": 99, "new": "wish"})
         welcome = client.receive()
-        assert (welcome["type"], welcome["major"], welcome["minor"]) == ("welcome", 1, 0)
+        versions = (welcome["type"], welcome["major"], welcome["minor"])
+        assert versions == ("welcome", VERSION_MAJOR, VERSION_MINOR)
     for major in (0, 2):
         with daemon.client(hello=False) as client:
             client.send({"type": "hello", "major": major, "minor": 3})
             (error,) = client.until_closed()
             assert error["code"] == "unsupported"
             assert f"{major}.3" in error["message"]
-            assert "1.0" in error["message"]
+            assert f"{VERSION_MAJOR}.{VERSION_MINOR}" in error["message"]
 
 
 def test_f07_an_older_minor_version_is_served(start, tmp_path):

@@ -64,7 +64,7 @@ async def drain(job):
     return [utterance async for utterance in job]
 
 
-async def until(condition, limit_s=10.0):
+async def until(condition, limit_s=60.0):
     """Wait for a condition that other processes bring about."""
     async with asyncio.timeout(limit_s):
         while not condition():  # noqa: ASYNC110 - no event of ours tells of other processes

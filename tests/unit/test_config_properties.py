@@ -129,7 +129,7 @@ def test_settings_are_what_the_last_source_says(load, on_system, on_user, enviro
     config = load(
         on_system=toml_file(on_system),
         on_user=toml_file(on_user),
-        environ={settings._ENVIRONMENT[name]: text for name, text in environ.items()},
+        environ={settings.ENVIRONMENT[name]: text for name, text in environ.items()},
         flags=flags,
     )
     found = flat(config)
@@ -233,7 +233,7 @@ given_texts = st.text(
 @example(name="vad", text="~\nx", by_flag=False)
 def test_any_text_as_a_flag_or_in_the_environment_is_used_or_gets_one_sentence(load, name, text, by_flag):
     """The same rules as in a file: the text itself, or a sentence."""
-    source = {"flags": {name: text}} if by_flag else {"environ": {settings._ENVIRONMENT[name]: text}}
+    source = {"flags": {name: text}} if by_flag else {"environ": {settings.ENVIRONMENT[name]: text}}
     try:
         config = load(**source)
     except ConfigError as error:

@@ -209,6 +209,9 @@ def test_check_fills_defaults_and_drops_unknown_keys():
         "language": "auto",
         "itn": True,
         "vad": True,
+        "channels": "mix",
+        "start": 0,
+        "duration": 0,
     }
 
 

@@ -81,6 +81,7 @@ class Target:
             for stretch in stretches:
                 frames, dim = stretch.features.shape
                 message = {"type": "utterance", "index": index, "frames": frames, "dim": dim}
+                message["channel"] = stretch.channel
                 message |= {"start_s": stretch.start_s, "end_s": stretch.end_s, "decoded_s": run.decoded_s}
                 features = memoryview(stretch.features.data).cast("B")
                 require(
