@@ -213,15 +213,21 @@ class Batcher:
             item = self._waiting.first()
             if item is None or self._stopping or self._cutting_in or not self._may_cut_in(item):
                 return
-            brief = self._waiting.take(utterances=1, frames=item.frames, attention=item.frames**2)
+            self._waiting.take(utterances=1, frames=item.frames, attention=item.frames**2)
             self._spare_frames -= item.frames
         self._cutting_in = True
         try:
             began_s = time.monotonic()
-            outcomes = self._runner.work_off(brief)
-            self._to_loop(self._deliver, outcomes, began_s, time.monotonic())
+            outcomes = self._runner.squeeze_in(item)
         finally:
             self._cutting_in = False
+        if outcomes is not None:
+            self._to_loop(self._deliver, outcomes, began_s, time.monotonic())
+            return
+        with self._changed:
+            # It waits for the end of the batch after all, and so does whatever else would fit even less.
+            self._waiting.put_back(item)
+            self._spare_frames = 0
 
     def _may_cut_in(self, item: Item) -> bool:
         jobs = {running.job for running in self._running}

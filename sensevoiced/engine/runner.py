@@ -106,12 +106,27 @@ class Runner:
         self._count(outcomes)
         return outcomes
 
-    def _attempt(self, part: list[Item]) -> list[Recognition] | JobError:
+    def squeeze_in(self, item: Item) -> list[Outcome] | None:
+        """Run one utterance in the middle of a batch; None where that leaves too little memory for it.
+
+        Which says nothing of what either takes alone: nothing is learned from it, and nothing has failed.
+        """
+        if item.dropped:
+            return []
+        results = self._attempt([item], learns=False)
+        if isinstance(results, _TooBig):
+            return None
+        outcomes: list[Outcome] = [(item, results if isinstance(results, JobError) else results[0])]
+        self._count(outcomes)
+        return outcomes
+
+    def _attempt(self, part: list[Item], *, learns: bool = True) -> list[Recognition] | JobError:
         """Run once; an error comes back as a value, so that no traceback keeps a batch's memory alive."""
         try:
             results = self._run([item.work for item in part])
         except (OutOfMemory, MemoryError) as error:
-            self._learn(part, str(error))
+            if learns:
+                self._learn(part, str(error))
             return _TooBig("internal", "The device has too little memory for this utterance.")
         except JobError as error:
             return JobError(error.code, error.message)

@@ -134,6 +134,14 @@ class Turns(Generic[_Q]):
     def put(self, item: _Q) -> None:
         """Queue an item behind the others of its job."""
         self._queues.setdefault(item.job, deque()).append(item)
+        self._wants(item)
+
+    def put_back(self, item: _Q) -> None:
+        """Queue an item that was taken in vain before the others of its job."""
+        self._queues.setdefault(item.job, deque()).appendleft(item)
+        self._wants(item)
+
+    def _wants(self, item: _Q) -> None:
         self._frames[item.owner] += item.frames
         self._jobs.setdefault(item.owner, Line()).join(item.job)
         self._users.join(item.owner)

@@ -5,7 +5,7 @@ Must never import numpy or torch.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ class Expected:
     """Columns of its features."""
     max_frames: int
     """Rows of the longest utterance."""
+    max_s: float
+    """Where the longest recording ends. Times reach counters that every user's `retry_after_ms` goes by."""
 
 
 MAX_CHANNEL = 1_024
@@ -71,10 +73,10 @@ def interpret(message: Mapping[str, Any], payload: memoryview, index: int, expec
         case "begun":
             return Begun()
         case "progress":
-            return Progress(_seconds(message, "decoded_s"))
+            return Progress(_seconds(message, "decoded_s", expected.max_s))
         case "done":
             return Decoded(
-                duration_s=_seconds(message, "duration_s"),
+                duration_s=_seconds(message, "duration_s", expected.max_s),
                 truncated=message.get("truncated") is True,
                 decode_s=_seconds(message, "decode_s"),
                 features_s=_seconds(message, "features_s"),
@@ -98,7 +100,7 @@ def _found(message: Mapping[str, Any], payload: memoryview, index: int, expected
         raise ValueError("an utterance that is not the next, or not for this model")
     if len(payload) != frames * expected.dim * FLOAT_BYTES:
         raise ValueError("features that do not fit their description")
-    start_s, end_s = _seconds(message, "start_s"), _seconds(message, "end_s")
+    start_s, end_s = (_seconds(message, name, expected.max_s) for name in ("start_s", "end_s"))
     if start_s > end_s:
         raise ValueError("an utterance that ends before it begins")
     channel = message.get("channel")
@@ -113,11 +115,11 @@ def _found(message: Mapping[str, Any], payload: memoryview, index: int, expected
         dim=expected.dim,
         channel=channel,
     )
-    return Found(utterance, _seconds(message, "decoded_s"))
+    return Found(utterance, _seconds(message, "decoded_s", expected.max_s))
 
 
-def _seconds(message: Mapping[str, Any], name: str) -> float:
+def _seconds(message: Mapping[str, Any], name: str, most_s: float = sys.float_info.max) -> float:
     value = message.get(name)
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if not isinstance(value, int | float) or not 0 <= value <= most_s:
         raise ValueError(f"{name} of {value!r:.20}")
     return float(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -66,6 +67,8 @@ class Child:
         self.jobs = 0
         """Jobs handed to it so far."""
         self.busy = False
+        self._answers: socket.socket | None = None
+        """Our end of its last job's socket."""
         self.owner: int | None = None
         """In whose name it was lent; None while nobody has it. The pool's own note."""
         self.killed = False
@@ -117,14 +120,17 @@ class Child:
         """Exit status, negative for a signal; None while it runs."""
         return self._process.returncode
 
-    def give(self, message: Mapping[str, Any], recording: int, job: int) -> None:
-        """Hand a job and copies of its two descriptors to this idle child.
+    def give(
+        self, message: Mapping[str, Any], recording: int, job: socket.socket, answers: socket.socket
+    ) -> None:
+        """Hand a job and copies of two descriptors to this idle child; `answers` is the other end of `job`.
 
         Raises OSError when the child is gone.
         """
         self.busy = True
         self.jobs += 1
-        socket.send_fds(self._control, [pack(message)], [recording, job])
+        self._answers = answers
+        socket.send_fds(self._control, [pack(message)], [recording, job.fileno()])
 
     def end(self) -> None:
         """Ask an idle child to end: it reads an end of file."""
@@ -164,7 +170,8 @@ class Child:
             return
         if self.killed:
             return
-        if message["type"] != ("idle" if self.ready else "ready") or self.ready != self.busy:
+        in_turn = message["type"] == ("idle" if self.ready else "ready") and self.ready == self.busy
+        if not in_turn or self._has_a_job_open():
             # Out of turn: one that was taken over could ask for several jobs at once.
             self.kill()
             return
@@ -174,6 +181,15 @@ class Child:
         self.busy = self.settling = False
         self.idle_since_s = time.monotonic()
         self._on_idle(self)
+
+    def _has_a_job_open(self) -> bool:
+        """Say whether both it and we still hold the socket of its last job; what it sent may be unread."""
+        answers = self._answers
+        if answers is None or answers.fileno() < 0:
+            return False
+        look = select.poll()
+        look.register(answers, 0)  # a hang-up is told unasked
+        return not look.poll(0)
 
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)

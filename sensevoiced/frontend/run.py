@@ -239,7 +239,7 @@ class FrontendRun:
             raise _called_off()
         self._sock.setblocking(False)
         try:
-            child.give(self._job_message(), self._source_fd, theirs.fileno())
+            child.give(self._job_message(), self._source_fd, theirs, self._sock)
         except OSError:
             # It is ending, or cannot be reached: either way the next one is asked.
             child.kill()

@@ -45,9 +45,13 @@ class Ticket:
         self._set(total_s)
 
     def progress(self, decoded_s: float, recognised_s: float) -> None:
-        """Charge for what is left: what the size promised, or what was decoded where that is more."""
+        """Charge for what is left: what the size promised, or what was decoded where that is more.
+
+        What a job passes over counts until it is decoded: `recognised_s` begins at the job's `start`, which
+        is anything that its client says.
+        """
         self._total_s = max(self._total_s, decoded_s)
-        self._set(self._total_s - recognised_s)
+        self._set(self._total_s - min(recognised_s, decoded_s))
 
     def release(self) -> None:
         """End the job; harmless when repeated."""

@@ -276,7 +276,7 @@ class Session:
         except ConnectionLost:
             self._drop(job)
         else:
-            if self._jobs.pop(job.id, None) is not None:
+            if self._take_off(job):
                 self._metrics.jobs_done += 1
                 if not job.fed:
                     self._orphan(job.id)
@@ -285,7 +285,7 @@ class Session:
 
     async def _fail(self, job: Job, error: WireError) -> None:
         """End a request with an error, unless it has its terminal event already."""
-        if self._jobs.pop(job.id, None) is None:
+        if not self._take_off(job):
             return
         if error.code == "cancelled":
             self._metrics.jobs_cancelled += 1
@@ -302,10 +302,20 @@ class Session:
 
     def _drop(self, job: Job) -> None:
         """End a request that nobody can be told about."""
-        if self._jobs.pop(job.id, None) is not None:
+        if self._take_off(job):
             self._metrics.jobs_cancelled += 1
             _cancel(job)
             self._ended()
+
+    def _take_off(self, job: Job) -> bool:
+        """Say whether it has no terminal event yet, which it gets now.
+
+        One that has may still be ending, while its id is the next request's already.
+        """
+        if self._jobs.get(job.id) is not job:
+            return False
+        del self._jobs[job.id]
+        return True
 
     def _drop_all(self) -> None:
         for job in list(self._jobs.values()):

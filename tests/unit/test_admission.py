@@ -118,3 +118,16 @@ def test_limits_may_change_while_jobs_run():
     ticket.release()
     assert door.queued_audio_s == 0
     door.admit(BOB, 0)
+
+
+def test_what_a_job_passes_over_is_charged_until_it_is_decoded():
+    """Its `start` is anything that its client says: a late one is no way around the queue's limit."""
+    found = admission(max_job_charge_s=1000.0)
+    ticket = found.admit(ALICE, 0)
+    ticket.charge_bytes(600)
+    ticket.progress(0.0, 500.0)
+    assert found.queued_audio_s == 600.0
+    ticket.progress(400.0, 500.0)
+    assert found.queued_audio_s == 200.0
+    ticket.progress(600.0, 550.0)
+    assert found.queued_audio_s == 50.0

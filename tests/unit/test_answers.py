@@ -7,7 +7,7 @@ import pytest
 from sensevoiced.frontend.answers import Begun, Expected, Found, Progress, interpret
 from sensevoiced.jobs import Decoded, JobError
 
-EXPECTED = Expected(dim=4, max_frames=10)
+EXPECTED = Expected(dim=4, max_frames=10, max_s=100.0)
 UTTERANCE = {
     "type": "utterance",
     "index": 3,
@@ -55,6 +55,11 @@ def test_what_a_child_says_is_understood():
         ({"type": "progress"}, 0),
         ({"type": "progress", "decoded_s": math.nan}, 0),
         ({"type": "progress", "decoded_s": -1}, 0),
+        ({"type": "progress", "decoded_s": 100.1}, 0),
+        (DONE | {"duration_s": 1e300}, 0),
+        (DONE | {"decode_s": math.inf}, 0),
+        (UTTERANCE | {"end_s": 1e300}, 32),
+        (UTTERANCE | {"decoded_s": 1e300}, 32),
         ({"type": "utterance"}, 0),
         (UTTERANCE, 31),
         (UTTERANCE | {"frames": 0}, 0),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sensevoiced.config import BatchLimits
-from sensevoiced.engine.api import Layered
+from sensevoiced.engine.api import Layered, OutOfMemory
 from sensevoiced.engine.batcher import Batcher
 from sensevoiced.engine.sensevoice import TorchEngine
 from sensevoiced.jobs import Options, Recognition, Utterance
@@ -120,6 +120,42 @@ def test_all_that_cuts_in_is_no_more_than_half_of_the_batch():
         ("end", [0]),
     ]
     assert sorted(number for kind, batch in log[6:] if kind == "end" for number in batch) == [3, 4]
+
+
+def test_one_that_does_not_fit_beside_the_batch_waits_for_its_end():
+    """Memory that the batch holds is no failure of it, and says nothing about how large batches may be."""
+    model, depth = Model(), []
+
+    def scarce(batch):
+        depth.append(1)
+        try:
+            if len(depth) > 1:
+                raise OutOfMemory("the batch holds it")
+            return model(batch)
+        finally:
+            depth.pop()
+
+    async def play():
+        limits = BatchLimits()
+        batcher = Batcher(scarce, limits=limits)
+        model.between = batcher.cut_in
+        async with asyncio.timeout(LIMIT_S):
+            long = ask(batcher, 0, frames=200)
+            await asyncio.sleep(0)
+            batcher.start()
+            assert await asyncio.to_thread(model.began.wait, LIMIT_S)
+            short = [ask(batcher, number, frames=20, job=2) for number in (1, 2)]
+            await asyncio.sleep(0)
+            model.go_on.set()
+            model.end.set()
+            assert [(await task).recognition.text for task in (long, *short)] == ["0", "1", "2"]
+        said = batcher.snapshot()
+        assert (said.failed_utterances, said.max_batch_frames) == (0, limits.max_batch_frames)
+        assert (said.queued_utterances, said.utterances) == (0, 3)
+        assert batcher.stop(LIMIT_S)
+
+    asyncio.run(play())
+    assert model.log[2:] == [("begin", [1, 2]), ("end", [1, 2])]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])

@@ -484,6 +484,29 @@ def test_a_child_beyond_a_budget_costs_its_own_recording_only(
     run(scenario())
 
 
+def test_a_child_that_says_it_is_free_with_a_job_open_gets_no_other(models, run, monkeypatch):
+    """One that was taken over could otherwise gather the recordings of all who wait, and answer none."""
+    take_over(monkeypatch)
+    program = (
+        "from sensevoiced.frontend.channel import pack, send_message\n"
+        "control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=3)\n"
+        "control.send(pack({'type': 'idle'}))\n"
+        "while True:\n"
+        "    send_message(sock, {'type': 'progress', 'decoded_s': 0.0})\n"
+        "    time.sleep(0.01)"
+    )
+
+    async def scenario():
+        async with running(models, decode_timeout_s=2.0) as pool:
+            bad = asyncio.create_task(run_program(pool, program))
+            await asyncio.sleep(0)  # so that it is first in line
+            assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label="next"))) == 1
+            assert "SIGKILL" in await bad
+            assert (pool.snapshot().crashed, pool.snapshot().timeouts) == (1, 0)
+
+    run(scenario())
+
+
 def test_a_child_that_has_used_its_share_of_cpu_is_relieved(models, run, monkeypatch):
     """After many jobs within their budgets another process goes on, and nobody notices."""
     take_over(monkeypatch)

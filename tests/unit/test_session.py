@@ -189,6 +189,34 @@ def test_a_parts_error_is_the_requests_terminal_event(code):
     assert (running.metrics.jobs_failed, running.metrics.jobs_done) == (1, 0)
 
 
+def test_a_request_that_was_cancelled_does_not_take_the_next_of_its_id_along():
+    """It may take a while to end, and is on the board until then: dropping it drops nothing else."""
+    may_end, gate = asyncio.Event(), asyncio.Event()
+
+    class Lingering(Transcript):
+        async def aclose(self):
+            await may_end.wait()
+            await super().aclose()
+
+    class Slow(Service):
+        def transcribe(self, source_fd, options, *, label, owner):
+            self.asked.append((options, label))
+            return Lingering(source_fd, [gate, SEGMENT])
+
+    with Running(Slow()) as running:
+        for request in range(2):
+            running.client.transcribe(1, memfd(b"x"))
+            wait_until(lambda count=request + 1: len(running.service.asked) == count, "it has begun")
+            if not request:
+                running.client.send({"type": "cancel", "id": 1})
+                assert running.client.events(1)[-1]["code"] == "cancelled"
+        running.call(lambda: running.board.cancel(SELF, 1))
+        running.call(gate.set)
+        running.call(may_end.set)
+        assert running.client.events(1)[-1]["type"] == "done"
+    assert (running.error, running.admission.jobs) == (None, 0)
+
+
 def test_a_defect_ends_the_connection_and_is_raised():
     """It is no request's error: the server answers `internal` and logs it."""
     with Running(Service([RuntimeError("defect")])) as running:
