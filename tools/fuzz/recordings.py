@@ -17,6 +17,7 @@ from sensevoiced.config import FrontendConfig
 from sensevoiced.frontend.answers import Expected, Found, interpret
 from sensevoiced.frontend.audio import Recording
 from sensevoiced.frontend.pipeline import Frontend, Pass
+from sensevoiced.frontend.pool import END_SLACK_S
 from sensevoiced.jobs import Decoded, JobError
 from sensevoiced.models import find_asr, find_vad
 from tools.fuzz import require
@@ -56,7 +57,8 @@ class Target:
         self._frontend.warm_up()
         row_s = asr.frontend.frame_shift_ms * asr.frontend.lfr_n / 1000
         longest_s = max(LIMITS.max_utterance_s, LIMITS.max_whole_s)
-        self._expected = Expected(asr.frontend.dim, math.ceil(longest_s / row_s) + 1)
+        frames = math.ceil(longest_s / row_s) + 1
+        self._expected = Expected(asr.frontend.dim, frames, LIMITS.max_duration_s + END_SLACK_S)
 
     def check(self, data: bytes) -> None:
         """Require of one input what the child promises its parent, who takes it for an enemy otherwise."""
