@@ -51,7 +51,7 @@ class DecodingDaemon(DaemonProcess):
 
 
 class DecodingCanary(Canary):
-    """The canary of faults.md: 3 s of speech keep their answer, and all children are there and free."""
+    """The canary: 3 s of speech keep their answer, and all children are there and free."""
 
     def __init__(self, daemon, *, children=CHILDREN):
         self._song = None

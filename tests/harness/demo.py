@@ -51,7 +51,7 @@ class DemoDaemon(DaemonProcess):
 
 
 class DemoCanary(Canary):
-    """The canary of faults.md as it stands there: a 3 s WAV gives its known text."""
+    """The canary, with real speech: a 3 s WAV gives its known text."""
 
     def _sing(self):
         with self.daemon.client(timeout_s=self.ANSWER_S) as client:
