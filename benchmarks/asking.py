@@ -15,7 +15,7 @@ from svctl.wire import WireError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from svctl.client import Client
+    from svctl.connection import Connection
 
     Message = dict[str, Any]
 
@@ -26,7 +26,7 @@ ANSWER_S = 3600.0
 class Asking:
     """One client of a burst."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Connection) -> None:
         """Own the connection."""
         self._client = client
 
@@ -76,7 +76,7 @@ class Notified:
                     self._ready.set()
 
 
-def ask(client: Client, clip: Path) -> tuple[Answer, Message]:
+def ask(client: Connection, clip: Path) -> tuple[Answer, Message]:
     """Send one recording and take its events; the answer's text is FunASR's `text` of each segment."""
     began = time.perf_counter()
     descriptor = os.open(clip, os.O_RDONLY | os.O_CLOEXEC)

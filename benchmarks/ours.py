@@ -22,7 +22,7 @@ from svctl.wire import WireError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from svctl.client import Client
+    from svctl.connection import Connection
 
     Message = dict[str, Any]
 
@@ -45,7 +45,7 @@ class Ours:
         self._machine = machine
         self._model = model or str(machine.model)
         self._process: subprocess.Popen[bytes] | None = None
-        self._client: Client | None = None
+        self._client: Connection | None = None
         self._used_s = 0.0
 
     @property
@@ -130,7 +130,7 @@ class Ours:
 
         return burst(clips, clients, open_client)
 
-    def connected(self) -> Client:
+    def connected(self) -> Connection:
         """A connection of its own."""
         try:
             return connect(str(self.socket), patience_s=60.0)
@@ -171,7 +171,7 @@ class Ours:
         lines = log.read_text(errors="replace").split("\n") if log.exists() else []
         return next((line for line in reversed(lines) if line.strip()), "no word")
 
-    def _connected(self, deadline: float) -> Client:
+    def _connected(self, deadline: float) -> Connection:
         while self._process is not None and self._process.poll() is None:
             try:
                 return connect(str(self.socket), patience_s=60.0)
@@ -181,7 +181,7 @@ class Ours:
             time.sleep(0.01)
         raise ContenderError("the daemon ended at its start.")
 
-    def _warm(self) -> Client:
+    def _warm(self) -> Connection:
         if self._client is None or time.monotonic() - self._used_s > FRESH_S:
             if self._client is not None:
                 self._client.close()

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from svctl import wire
-from svctl.client import error_of, pause_s
 from svctl.connect import connect
-from svctl.library import PATIENCE_S, fields_of
+from svctl.connection import error_of, overdue, pause_s
+from svctl.library import Wishes, fields_of
+from svctl.options import PATIENCE_S
+from svctl.pipeline import AUDIO_BYTES, MAX_BACKLOG_BYTES
 from svctl.recording import source_of
 from svctl.results import segment_of, transcript_of
 
@@ -21,18 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from types import TracebackType
 
-    from svctl.client import Client as Connection
+    from svctl.connection import Connection
     from svctl.recording import Audio
     from svctl.results import Segment, Transcript
     from svctl.sources import Source
     from svctl.wire import Message
 
-_AUDIO_BYTES = 64 * 2**10
-"""One read of a stream: a pipe's default capacity."""
 _IN_FLIGHT = 32
 """Transcriptions at once, what the daemon takes of one connection; so many files are open, too."""
-_MAX_BACKLOG_BYTES = 256 * 2**10
-"""A stream is not read while so much waits for the daemon, so that back-pressure reaches its writer."""
 
 
 class AsyncClient:
@@ -84,17 +82,12 @@ class AsyncClient:
         audio: Audio,
         *,
         rate: int | None = None,
-        language: str = "auto",
-        itn: bool = True,
-        vad: bool = True,
-        channels: str = "mix",
-        start_s: float = 0.0,
-        duration_s: float = 0.0,
         label: str | None = None,
         timeout_s: float | None = None,
+        **wishes: Unpack[Wishes],
     ) -> Transcript:
         """Transcribe one recording; arguments as of Client.transcribe, `timeout_s` counts from its turn."""
-        fields = fields_of(language, channels, start_s, duration_s, itn=itn, vad=vad)
+        fields = fields_of(**wishes)
         async with self._slots:
             source = source_of(audio, rate, label)
             async with (
@@ -110,19 +103,14 @@ class AsyncClient:
         audio: Audio,
         *,
         rate: int | None = None,
-        language: str = "auto",
-        itn: bool = True,
-        vad: bool = True,
-        channels: str = "mix",
-        start_s: float = 0.0,
-        duration_s: float = 0.0,
         label: str | None = None,
+        **wishes: Unpack[Wishes],
     ) -> AsyncIterator[Segment]:
         """Give the segments of one recording as they are recognised; arguments as of Client.segments.
 
         Close it (contextlib.aclosing) where the loop may be left early: that cancels what is left.
         """
-        fields = fields_of(language, channels, start_s, duration_s, itn=itn, vad=vad)
+        fields = fields_of(**wishes)
         async with self._slots:
             source = source_of(audio, rate, label)
             async with contextlib.aclosing(self._events(source, fields)) as arriving:
@@ -209,7 +197,7 @@ class AsyncClient:
             await self._has_room()
             try:
                 await self._readable(source.descriptor)
-                data = os.read(source.descriptor, _AUDIO_BYTES)
+                data = os.read(source.descriptor, AUDIO_BYTES)
             except BlockingIOError:
                 continue  # somebody else has read it
             except OSError as error:
@@ -236,7 +224,7 @@ class AsyncClient:
             self._loop.remove_reader(descriptor)
 
     async def _has_room(self) -> None:
-        while self._connection.backlog_bytes >= _MAX_BACKLOG_BYTES:
+        while self._connection.backlog_bytes >= MAX_BACKLOG_BYTES:
             self._room.clear()
             await self._room.wait()
 
@@ -308,5 +296,4 @@ async def _limit(seconds: float | None) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        sentence = "The daemon has not answered in the time that it was given."
-        raise wire.WireError("timeout", sentence) from None
+        raise overdue() from None

@@ -12,15 +12,14 @@ import random
 import time
 import wave
 
-from svctl import wire
-from svctl.client import error_of
+from svctl.recording import held
 from svctl.terminal import encoded, say, write_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from svctl.client import Client
+    from svctl.connection import Connection
     from svctl.options import Values
 
 _RATE_HZ = 16_000
@@ -39,13 +38,12 @@ class Bench:
         """`values` are the options of the verb."""
         self._json: bool = values["json"]
         self._share_s: float = values["seconds"] / len(_CLIPS_S)
-        self._connection: Client
+        self._connection: Connection
 
-    def begin(self, connection: Client) -> None:
-        """Take the connection; nothing is asked before it is greeted."""
-        self._connection = connection
+    def begin(self, _connection: Connection) -> None:
+        """Ask for nothing: what is measured begins with a daemon that is there."""
 
-    def finish(self, connection: Client) -> int:
+    def finish(self, connection: Connection) -> int:
         """Measure and print. Raises WireError, BrokenPipeError and OutputError."""
         self._connection = connection
         rows = [_row("ping", [self._ping() for _ in range(_PINGS)], None)]
@@ -70,9 +68,8 @@ class Bench:
 
     def _clips(self, seconds: int) -> list[float]:
         """Send one clip after another for its share of the time, at least twice; the first warms up."""
-        descriptor = os.memfd_create("bench")
+        descriptor = held(_noise(seconds))
         try:
-            os.write(descriptor, _noise(seconds))
             self._clip(descriptor)
             found: list[float] = []
             until_s = time.perf_counter() + self._share_s
@@ -87,28 +84,19 @@ class Bench:
         request = self._connection.request(
             "transcribe", descriptor, source="fd", label="svctl bench", vad=False
         )
-        deadline = time.monotonic() + _ANSWER_S
-        while True:
-            event = self._connection.take()
-            if event is None:
-                if time.monotonic() > deadline:
-                    raise wire.WireError("timeout", "The daemon has not answered for two minutes.")
-                self._connection.wait(deadline - time.monotonic())
-            elif event["type"] == "error" and event["id"] in (request, None):
-                raise error_of(event)
-            elif event["type"] == "done" and event["id"] == request:
-                return time.perf_counter() - began_s
+        self._connection.answer(request, "done", time.monotonic() + _ANSWER_S)
+        return time.perf_counter() - began_s
 
 
 def _noise(seconds: int) -> bytes:
     """A WAV of noise, the same at every run."""
     samples = random.Random(0).choices(range(-_LOUDNESS, _LOUDNESS), k=_RATE_HZ)  # noqa: S311 - not for secrets
     second = b"".join(sample.to_bytes(2, "little", signed=True) for sample in samples)
-    held = io.BytesIO()
-    with wave.open(held, "wb") as file:
+    written = io.BytesIO()
+    with wave.open(written, "wb") as file:
         file.setparams((1, 2, _RATE_HZ, 0, "NONE", ""))
         file.writeframes(second * seconds)
-    return held.getvalue()
+    return written.getvalue()
 
 
 def _row(name: str, took: list[float], clip_s: int | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import stat
 import time
 
 from svctl import wire
-from svctl.client import Client, pause_s, socket
+from svctl.connection import Connection, pause_s, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def connect(
     answer_s: float = 0.0,
     absent_s: float = 0.0,
     environ: Mapping[str, str] = os.environ,
-    behind: Callable[[Client], object] | None = None,
-) -> Client:
+    behind: Callable[[Connection], object] | None = None,
+) -> Connection:
     """A connection that has exchanged hellos.
 
     `behind` sends what need not wait for the daemon's hello, over every connection that is tried: a
@@ -96,7 +96,7 @@ def connect(
             return client
 
 
-def _open(paths: list[str], environ: Mapping[str, str], deadline: float) -> Client:
+def _open(paths: list[str], environ: Mapping[str, str], deadline: float) -> Connection:
     may_come = False
     for path in paths:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -118,7 +118,7 @@ def _open(paths: list[str], environ: Mapping[str, str], deadline: float) -> Clie
                 ) from None
             may_come = may_come or error.errno != errno.ENOTDIR
         else:
-            return Client(sock, path)
+            return Connection(sock, path)
     where = " or ".join(paths)
     sentence = f"No daemon listens at {where}; start it with: {_start_command(paths[0], environ)}"
     raise (_AbsentError if may_come else wire.WireError)("unavailable", sentence)

@@ -10,13 +10,13 @@ import os
 from pathlib import Path
 
 from svctl import wire
+from svctl.options import EXTENSIONS
 from svctl.terminal import CANNOT_CREATE, IO_ERROR, STDIN, OutputError, encoded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from svctl.sources import Source
 
-_EXTENSIONS = {"text": "txt", "plain": "txt", "raw": "txt", "verbose_json": "json"}
 _DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _ABSENT = (0, 0)
 """Device and inode of no file."""
@@ -118,7 +118,7 @@ class Folder:
         return ""
 
     def _file(self, place: str, form: str) -> Path:
-        return self._path / f"{place}.{_EXTENSIONS.get(form, form)}"
+        return self._path / f"{place}.{EXTENSIONS.get(form, form)}"
 
     def _of_a_recording(self, path: Path) -> str:
         """Why a transcript may not go there, "" where it may: names that came later are looked at again."""

@@ -206,12 +206,12 @@ def vtt(whole: Transcript, width: int | None = None, count: int | None = None) -
     )
 
 
-def _cues(whole: Transcript, width: int | None, count: int | None) -> Iterator[tuple[float, float, str]]:
+def _cues(whole: Transcript, width: int | None, count: int | None) -> list[tuple[float, float, str]]:
     """Seconds and text of each subtitle: a segment with text each, or the lines that `width` makes of it.
 
     In the order of their beginnings: turns of two channels overlap, and each may become several.
     """
-    return iter(sorted(_of_segments(whole, width, count), key=lambda cue: cue[0]))
+    return sorted(_of_segments(whole, width, count), key=lambda cue: cue[0])
 
 
 def _of_segments(

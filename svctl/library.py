@@ -8,11 +8,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from svctl import wire
-from svctl.client import error_of
 from svctl.connect import connect
+from svctl.connection import error_of
+from svctl.options import PATIENCE_S
 from svctl.pipeline import Pipeline
 from svctl.recording import source_of
 from svctl.results import segment_of, transcript_of
@@ -26,8 +27,16 @@ if TYPE_CHECKING:
     from svctl.sources import Source
     from svctl.wire import Message
 
-PATIENCE_S = 60.0
-"""How long a daemon that is loading or full is waited for."""
+
+class Wishes(TypedDict, total=False):
+    """What a transcription may be asked for, with the meanings and defaults of `svctl transcribe`."""
+
+    language: str
+    itn: bool
+    vad: bool
+    channels: str
+    start_s: float
+    duration_s: float
 
 
 class Client:
@@ -66,23 +75,17 @@ class Client:
         audio: Audio,
         *,
         rate: int | None = None,
-        language: str = "auto",
-        itn: bool = True,
-        vad: bool = True,
-        channels: str = "mix",
-        start_s: float = 0.0,
-        duration_s: float = 0.0,
         label: str | None = None,
         timeout_s: float | None = None,
+        **wishes: Unpack[Wishes],
     ) -> Transcript:
         """Transcribe one recording.
 
         `audio` is a path, an open binary file, the bytes of a file, or an array of samples with its `rate`
-        (see svctl.recording). `language`, `itn`, `vad`, `channels`, `start_s` and `duration_s` are the
-        options of `svctl transcribe`; `label` is the name for the daemon's log. After `timeout_s` seconds
-        the request is cancelled and Error `timeout` raised; None waits.
+        (see svctl.recording); `label` is its name for the daemon's log. After `timeout_s` seconds the request
+        is cancelled and Error `timeout` raised; None waits. `wishes` are the keywords that Wishes names.
         """
-        fields = fields_of(language, channels, start_s, duration_s, itn=itn, vad=vad)
+        fields = fields_of(**wishes)
         source = source_of(audio, rate, label)
         events: list[Message] = []
         done: Message | None = None
@@ -99,20 +102,15 @@ class Client:
         audio: Audio,
         *,
         rate: int | None = None,
-        language: str = "auto",
-        itn: bool = True,
-        vad: bool = True,
-        channels: str = "mix",
-        start_s: float = 0.0,
-        duration_s: float = 0.0,
         label: str | None = None,
         timeout_s: float | None = None,
+        **wishes: Unpack[Wishes],
     ) -> Iterator[Segment]:
         """Give the segments of one recording as they are recognised; arguments as of `transcribe`.
 
         Leaving the loop early cancels what is left. One at a time: the connection is busy until it ends.
         """
-        fields = fields_of(language, channels, start_s, duration_s, itn=itn, vad=vad)
+        fields = fields_of(**wishes)
         source = source_of(audio, rate, label)
         for event in self._events(source, fields, timeout_s):
             if event["type"] == "segment":
@@ -175,7 +173,13 @@ class _One:
 
 
 def fields_of(
-    language: str, channels: str, start_s: float, duration_s: float, *, itn: bool, vad: bool
+    *,
+    language: str = "auto",
+    itn: bool = True,
+    vad: bool = True,
+    channels: str = "mix",
+    start_s: float = 0.0,
+    duration_s: float = 0.0,
 ) -> dict[str, Any]:
     """The options of a request; ValueError for what no daemon takes."""
     for what, allowed in ((language, wire.LANGUAGES), (channels, wire.CHANNELS)):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 FORMATS = ("text", "json", "jsonl", "verbose_json", "raw", "plain", "srt", "vtt", "tsv")
 SINGLE_FORMATS = ("srt", "vtt", "tsv", "verbose_json")
 """Of one recording: two in one stream, or a heading between them, are no such file any more."""
+EXTENSIONS = {"text": "txt", "plain": "txt", "raw": "txt", "verbose_json": "json"}
+"""Endings of the files of -o, where they are not the format's own name."""
 TAGS = ("bracket", "enclosed", "emoji", "raw", "none")
 
 PATIENCE_S = 60.0

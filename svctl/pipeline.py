@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import time
 
-from svctl import client, wire
+from svctl import wire
+from svctl.connection import error_of, overdue, pause_s
 from svctl.terminal import STDIN
 
 TYPE_CHECKING = False
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from svctl.connection import Connection
     from svctl.sources import Recordings, Source
     from svctl.wire import Message
 
 IN_FLIGHT = 6
 """Recordings at the daemon at once: decoding one overlaps recognising another; below the daemon's limit."""
-_AUDIO_BYTES = 64 * 2**10
+AUDIO_BYTES = 64 * 2**10
 """One read of a pipe: a pipe's default capacity."""
-_MAX_BACKLOG_BYTES = 256 * 2**10
+MAX_BACKLOG_BYTES = 256 * 2**10
 """The pipe is not read while so much waits for the daemon, so that back-pressure reaches its writer."""
 _KEEP_ALIVE_S = 60.0
 """A slow list of names must not look like an idle client: five times within the daemon's limit of 300 s."""
@@ -75,7 +77,7 @@ class Pipeline:
         After `timeout_s` the run ends with WireError `timeout`, whatever has not been answered.
         `wanted` says whether a recording is to be transcribed; it may give the source an error instead.
         """
-        self._connection: client.Client
+        self._connection: Connection
         self._names = names
         self._wanted = wanted
         self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
@@ -85,7 +87,7 @@ class Pipeline:
         self._last_done_s = time.monotonic()
         self._stdin_taken = names.descriptor == STDIN
 
-    def begin(self, connection: client.Client) -> None:
+    def begin(self, connection: Connection) -> None:
         """Send the first requests; once more over another connection, where the first was turned away.
 
         No answer is waited for, and nothing is read from a stream yet.
@@ -170,13 +172,13 @@ class Pipeline:
             (job for job in self._jobs if not job.sent_end and not job.finished and job.retry_at is None),
             None,
         )
-        if upload is not None and self._connection.backlog_bytes >= _MAX_BACKLOG_BYTES:
+        if upload is not None and self._connection.backlog_bytes >= MAX_BACKLOG_BYTES:
             upload = None
         names_wanted = self._names.descriptor if len(self._jobs) < IN_FLIGHT else -1
         readable = upload.source.descriptor if upload is not None else names_wanted
         if self._ends_s is not None:
             if now >= self._ends_s:
-                raise wire.WireError("timeout", "The daemon has not answered in the time that it was given.")
+                raise overdue()
             pauses.append(self._ends_s - now)
         ready = self._connection.wait(min(pauses) if pauses else None, readable=readable)
         if ready and upload is not None:
@@ -189,7 +191,7 @@ class Pipeline:
 
     def _upload(self, job: _Job) -> None:
         try:
-            data = os.read(job.source.descriptor, _AUDIO_BYTES)
+            data = os.read(job.source.descriptor, AUDIO_BYTES)
         except OSError as error:
             job.source.error = wire.WireError(
                 "not_found", f"Standard input cannot be read: {error.strerror}."
@@ -209,7 +211,7 @@ class Pipeline:
 
     def _dispatch(self, event: Message) -> None:
         if event["type"] == "error" and event["id"] is None:
-            raise client.error_of(event)
+            raise error_of(event)
         job = next(
             (
                 job
@@ -221,7 +223,7 @@ class Pipeline:
         if job is None:
             return
         if event["type"] == "error" and event["code"] == "busy" and self._may_wait(job):
-            job.retry_at = time.monotonic() + client.pause_s(event["retry_after_ms"])
+            job.retry_at = time.monotonic() + pause_s(event["retry_after_ms"])
             return
         if event["type"] in ("done", "error"):
             if event["type"] == "done":

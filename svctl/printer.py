@@ -6,14 +6,14 @@ Imported only once the daemon is at work.
 from __future__ import annotations
 
 from svctl import formats
-from svctl.client import error_of
+from svctl.connection import error_of
 from svctl.options import SINGLE_FORMATS
 from svctl.options import formats as formats_of
 from svctl.terminal import CANNOT_CREATE, STDOUT, encoded, in_colour, printable, say, write_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from svctl.client import Client
+    from svctl.connection import Connection
     from svctl.folder import Folder
     from svctl.options import Values
     from svctl.progress import Progress
@@ -29,7 +29,7 @@ class Printer:
 
     def __init__(
         self,
-        connection: Client,
+        connection: Connection,
         values: Values,
         folder: Folder | None,
         progress: Progress,

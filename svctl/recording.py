@@ -51,11 +51,11 @@ def _made(audio: Audio, rate: int | None) -> Source:
         # a file may well be called "-"; standard input is sys.stdin.buffer here
         return open_source(f"./{name}" if name == "-" else name)
     if isinstance(audio, (bytes, bytearray, memoryview)):
-        return Source("bytes", _held(bytes(audio)))
+        return Source("bytes", held(bytes(audio)))
     if hasattr(audio, "dtype") and hasattr(audio, "shape"):
         if rate is None:
             raise TypeError("samples need their rate: transcribe(samples, rate=16000)")
-        return Source("samples", _held(_wav(audio, rate)))
+        return Source("samples", held(_wav(audio, rate)))
     if hasattr(audio, "read"):
         return _of_file(audio)
     raise TypeError(f"{type(audio).__name__} is no path, open binary file, bytes, or array of samples")
@@ -70,18 +70,19 @@ def _of_file(file: IO[bytes]) -> Source:
         data = file.read()
         if not isinstance(data, bytes):
             raise TypeError("the file does not give bytes: open it with mode 'rb'")
-        return Source(name, _held(data))
+        return Source(name, held(data))
     if not file.readable():
         raise ValueError("the file is open for writing only: open it with mode 'rb'")
     descriptor = file.fileno()
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         if file.tell() == 0:
             return Source(name, os.dup(descriptor))
-        return Source(name, _held(file.read()))
+        return Source(name, held(file.read()))
     return Source(name, os.dup(descriptor), streamed=True)
 
 
-def _held(data: bytes) -> int:
+def held(data: bytes) -> int:
+    """A descriptor of these bytes, in memory."""
     descriptor = os.memfd_create("recording", os.MFD_CLOEXEC)
     try:
         left = memoryview(data)

@@ -78,7 +78,10 @@ class Transcript:
 
 def segment_of(event: Mapping[str, Any]) -> Segment:
     """A segment from its event."""
-    whole = formats.segment_object(dict(event))
+    return _segment(formats.segment_object(dict(event)))
+
+
+def _segment(whole: Mapping[str, Any]) -> Segment:
     return Segment(
         index=whole["id"],
         channel=whole.get("channel", 0),
@@ -89,12 +92,9 @@ def segment_of(event: Mapping[str, Any]) -> Segment:
 
 def transcript_of(label: str, events: Iterable[Mapping[str, Any]], done: Mapping[str, Any]) -> Transcript:
     """A transcript from its segments' events and its `done`."""
-    found = [dict(event) for event in events]
-    whole = formats.transcript(label, found, dict(done))
+    whole = formats.transcript(label, map(dict, events), dict(done))
     return Transcript(
-        segments=tuple(
-            sorted(map(segment_of, found), key=lambda turn: (turn.start, turn.channel, turn.index))
-        ),
+        segments=tuple(map(_segment, whole["segments"])),
         text=whole["text"],
         language=whole["language"],
         duration=whole["duration"],

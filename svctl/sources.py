@@ -74,9 +74,13 @@ def place_of(name: str) -> str:
     """Where the transcript of a recording goes that was named itself: its own name, without its ending."""
     if name == "-":
         return "stdin"
-    last = name.rstrip("/").rpartition("/")[2]
-    stem, point, _ = last.rpartition(".")
-    return stem if point and stem else last
+    return stem_of(name.rstrip("/").rpartition("/")[2])
+
+
+def stem_of(name: str) -> str:
+    """A file's name without its ending; one that begins with its only point has none."""
+    stem, point, _ = name.rpartition(".")
+    return stem if point and stem else name
 
 
 def label(name: str) -> str:

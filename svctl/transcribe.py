@@ -12,14 +12,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from svctl.client import Client
+    from svctl.connection import Connection
     from svctl.folder import Folder
     from svctl.options import Values
-
-
-_TEXTS, _JSONS = frozenset(("text", "plain", "raw")), frozenset(("json", "verbose_json"))
-"""Formats with one file ending."""
-
 
 _NEWER = {"channels": "mix", "start": 0.0, "duration": 0.0}
 """Fields of a request that not every daemon of this major version knows, with their defaults."""
@@ -53,10 +48,12 @@ def _of_formats(values: Values) -> str:
         return f"--max-line-width goes with -f srt and vtt; -f {values['format']} has no use for it."
     if len(forms) > 1 and not values["output"]:
         return f"-f {values['format']} are several files; they need -o FOLDER."
-    for same, ending in ((_TEXTS, ".txt"), (_JSONS, ".json")):
-        if len(same.intersection(forms)) > 1:
-            both = " and ".join(form for form in forms if form in same)
-            return f"-f {values['format']}: {both} are files {ending} both; take one of them."
+    endings = [options.EXTENSIONS.get(form, form) for form in forms]
+    for ending in endings:
+        same = [form for form, its_own in zip(forms, endings, strict=True) if its_own == ending]
+        if len(same) > 1:
+            sentence = f"{' and '.join(same)} are files .{ending} both; take one of them."
+            return f"-f {values['format']}: {sentence}"
     return ""
 
 
@@ -139,11 +136,11 @@ class Run:
         self._skipped += 1
         return False
 
-    def begin(self, connection: Client) -> None:
+    def begin(self, connection: Connection) -> None:
         """Send the first requests, once more where another connection was turned away."""
         self._pipeline.begin(connection)
 
-    def finish(self, connection: Client) -> int:
+    def finish(self, connection: Connection) -> int:
         """Transcribe, print, and return the exit status: 0, or that of the first recording that failed.
 
         Raises WireError when the connection fails, OutputError and BrokenPipeError when the output does.

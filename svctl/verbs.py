@@ -15,7 +15,7 @@ from svctl.terminal import STDOUT, OutputError, encoded, printable, say, write_s
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from svctl.bench import Bench
-    from svctl.client import Client
+    from svctl.connection import Connection
     from svctl.options import Values
     from svctl.transcribe import Run
     from svctl.wire import Message
@@ -33,7 +33,7 @@ instant'."""
 
 def run(verb: str, values: Values, names: list[str]) -> int:
     """Run a verb of options.VERBS; returns the exit status and never raises for what a user can cause."""
-    connection: Client | None = None
+    connection: Connection | None = None
     try:
         work = _work(verb, values, names)
         patience_s = options.patience_s(verb, values)
@@ -85,11 +85,11 @@ class _Call:
         self._deadline = time.monotonic() + options.patience_s(verb, values)
         self._asked = 0
 
-    def begin(self, connection: Client) -> None:
+    def begin(self, connection: Connection) -> None:
         """Ask."""
         self._asked = connection.request(self._kind)
 
-    def finish(self, connection: Client) -> int:
+    def finish(self, connection: Connection) -> int:
         """Wait for the answer and print it; with --watch again and again."""
         connection.needs(self._kind)
         asked: int | None = self._asked
@@ -122,11 +122,11 @@ class _Cancel:
         self._patience_s = options.patience_s("cancel", values)
         self._asked: list[int] = []
 
-    def begin(self, connection: Client) -> None:
+    def begin(self, connection: Connection) -> None:
         """Ask for all of them."""
         self._asked = [connection.request("drop", job=job) for job in self._jobs]
 
-    def finish(self, connection: Client) -> int:
+    def finish(self, connection: Connection) -> int:
         """Say what came of each; the first that failed decides the exit status."""
         connection.needs("drop")
         status = 0
@@ -145,13 +145,13 @@ class _Cancel:
         return status
 
 
-def _jobs(_connection: Client, values: Values, event: Message) -> str:
+def _jobs(_connection: Connection, values: Values, event: Message) -> str:
     from svctl import formats, status  # noqa: PLC0415
 
     return formats.json_text(event["jobs"], indent=2) + "\n" if values["json"] else status.jobs(event["jobs"])
 
 
-def _models(_connection: Client, values: Values, event: Message) -> str:
+def _models(_connection: Connection, values: Values, event: Message) -> str:
     from svctl import formats, status  # noqa: PLC0415
 
     loaded = event["status"].get("model")
@@ -163,7 +163,7 @@ def _models(_connection: Client, values: Values, event: Message) -> str:
     return status.models(names, loaded)
 
 
-def _version(connection: Client, _values: Values, _event: Message) -> str:
+def _version(connection: Connection, _values: Values, _event: Message) -> str:
     ours = f"{wire.VERSION_MAJOR}.{wire.VERSION_MINOR}"
     theirs = f"{wire.VERSION_MAJOR}.{connection.minor}"
     return (
@@ -172,15 +172,15 @@ def _version(connection: Client, _values: Values, _event: Message) -> str:
     )
 
 
-def _ping(connection: Client, _values: Values, _event: Message) -> str:
+def _ping(connection: Connection, _values: Values, _event: Message) -> str:
     return f"{connection.server} answers at {connection.path}\n"
 
 
-def _reload(_connection: Client, _values: Values, event: Message) -> str:
+def _reload(_connection: Connection, _values: Values, event: Message) -> str:
     return f"{printable(event['message'] or 'The configuration has been read again.')}\n"
 
 
-def _status(_connection: Client, values: Values, event: Message) -> str:
+def _status(_connection: Connection, values: Values, event: Message) -> str:
     from svctl import formats, status  # noqa: PLC0415
 
     if values["json"]:

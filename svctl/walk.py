@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from svctl.sources import Found, not_opened
+from svctl.sources import Found, not_opened, stem_of
 from svctl.wire import WireError
 
 if TYPE_CHECKING:
@@ -16,24 +16,9 @@ if TYPE_CHECKING:
 
 ENDINGS = frozenset(
     (
-        *(
-            "wav",
-            "wave",
-            "flac",
-            "mp3",
-            "mp2",
-            "ogg",
-            "oga",
-            "opus",
-            "spx",
-            "m4a",
-            "m4b",
-            "aac",
-            "ac3",
-            "amr",
-        ),
-        *("aif", "aiff", "aifc", "au", "snd", "caf", "w64", "rf64", "wma", "mka", "3gp", "3gpp"),
-        *("mp4", "m4v", "mov", "mkv", "webm", "avi", "ogv", "wmv", "asf"),
+        *("wav", "wave", "flac", "mp3", "mp2", "ogg", "oga", "opus", "spx", "m4a", "m4b", "aac"),
+        *("ac3", "amr", "aif", "aiff", "aifc", "au", "snd", "caf", "w64", "rf64", "wma", "mka"),
+        *("3gp", "3gpp", "mp4", "m4v", "mov", "mkv", "webm", "avi", "ogv", "wmv", "asf"),
     )
 )
 """What is taken for a recording without --glob; of a video its first audio stream is."""
@@ -106,12 +91,12 @@ def _entries(folder: str, below: str, wanted: Filter) -> Iterator[Found | tuple[
     files = [one for one in found if not _is_folder(one) and wanted.takes(one.name, below + one.name)]
     stems: dict[str, int] = {}
     for one in files:
-        stem = _stem(one.name)
+        stem = stem_of(one.name)
         stems[stem] = stems.get(stem, 0) + 1
     taken = {one.name for one in files}
     for one in found:
         if one.name in taken:
-            stem = _stem(one.name)
+            stem = stem_of(one.name)
             # a.wav.wav keeps its ending as well, lest it takes the place that a.wav has beside a.mp3
             alone = stems[stem] == 1 and stem not in taken
             yield Found(one.path, below + (stem if alone else one.name))
@@ -125,9 +110,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def _stem(name: str) -> str:
-    """The name without its ending; a name that begins with its only point has none."""
-    stem, point, _ = name.rpartition(".")
-    return stem if point and stem else name

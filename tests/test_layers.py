@@ -120,7 +120,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
 SVCTL_FLOORS: tuple[tuple[str, ...], ...] = (
     ("svctl", "svctl.brief", "svctl.terminal", "svctl.emoji", "svctl.subtitles"),
     ("svctl.wire",),
-    ("svctl.options", "svctl.client", "svctl.formats", "svctl.status", "svctl.sources", "svctl.progress"),
+    ("svctl.options", "svctl.connection", "svctl.formats", "svctl.status", "svctl.sources", "svctl.progress"),
     ("svctl.folder", "svctl.walk"),
     ("svctl.recording", "svctl.results"),
     ("svctl.connect", "svctl.pipeline", "svctl.printer"),
@@ -277,9 +277,9 @@ def test_imports_point_downward():
             },
             "sensevoiced.frontend.pool reaches numpy: sensevoiced.frontend.pool -> sensevoiced.frontend.a",
         ),
-        ({"svctl.client": "import sensevoiced.jobs"}, "svctl.client may not import sensevoiced.jobs"),
+        ({"svctl.connection": "import sensevoiced.jobs"}, "svctl.connection may not import sensevoiced.jobs"),
         ({"svctl.formats": "import click"}, "svctl.formats may not import click"),
-        ({"svctl.client": "import msgpack"}, "svctl.client may not import msgpack"),
+        ({"svctl.connection": "import msgpack"}, "svctl.connection may not import msgpack"),
         (
             {"svctl.formats": "from svctl import verbs", "svctl.verbs": ""},
             "svctl.formats may not import svctl.verbs, which is not below it",
@@ -298,7 +298,7 @@ def test_the_checker_lets_right_imports_pass():
     """What the layers allow is not reported: standard library, layers below, types of other packages."""
     sources = {
         "svctl.cli": "import os, click\nfrom svctl import verbs, __version__",
-        "svctl.verbs": "from svctl.client import Client",
+        "svctl.verbs": "from svctl.connection import Connection",
         "sensevoiced.frontend.pool": "import typing\nif typing.TYPE_CHECKING:\n    import numpy",
         "sensevoiced.serving.session": "from svctl.wire import encode\nfrom sensevoiced.jobs import Options",
     }

@@ -5,6 +5,7 @@ Must never import numpy or torch.
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,12 @@ from sensevoiced.jobs import Decoded, JobError, Utterance
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sensevoiced.config import FrontendConfig
+    from sensevoiced.features import FrontendSpec
+
 FLOAT_BYTES = 4
+END_SLACK_S = 10.0
+"""What times may go beyond the longest recording: a block of it, and the frames that reach over its end."""
 MAX_SENTENCE_CHARS = 1_000
 """Our own sentences are a third of it."""
 REFUSALS = frozenset({"bad_input", "too_long"})
@@ -51,6 +57,13 @@ class Expected:
     """Rows of the longest utterance."""
     max_s: float
     """Where the longest recording ends. Times reach counters that every user's `retry_after_ms` goes by."""
+
+    @classmethod
+    def under(cls, limits: FrontendConfig, spec: FrontendSpec) -> Expected:
+        """What is expected for a model that takes features of `spec`."""
+        row_s = spec.frame_shift_ms * spec.lfr_n / 1000
+        longest_s = max(limits.max_utterance_s, limits.max_whole_s)
+        return cls(spec.dim, math.ceil(longest_s / row_s) + 1, limits.max_duration_s + END_SLACK_S)
 
 
 MAX_CHANNEL = 1_024

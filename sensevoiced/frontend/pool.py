@@ -39,8 +39,6 @@ STOP_GRACE_S = 1.0
 audio (30 ms)."""
 START_S = 10.0
 """A child that is not ready so long after its start is no longer counted on; half a second is usual."""
-END_SLACK_S = 10.0
-"""What times may go beyond the longest recording: a block of it, and the frames that reach over its end."""
 END_GRACE_S = 2.0
 """What an idle child gets to end by itself when the pool closes: less than any service manager allows us."""
 
@@ -61,13 +59,7 @@ class FrontendPool:
         `vad_options` are FSMN-VAD options under FunASR's names over those of the model's config.yaml.
         """
         self.config = config
-        longest_s = max(config.max_utterance_s, config.max_whole_s)
-        row_s = asr.frontend.frame_shift_ms * asr.frontend.lfr_n / 1000
-        self.expected = Expected(
-            dim=asr.frontend.dim,
-            max_frames=math.ceil(longest_s / row_s) + 1,
-            max_s=config.max_duration_s + END_SLACK_S,
-        )
+        self.expected = Expected.under(config, asr.frontend)
         self._setup = setup_message(config, asr, vad, vad_options or {})
         self._children: list[Child] = []
         self._idle: list[Child] = []

@@ -222,7 +222,7 @@ def test_ctrl_c_while_modules_load_ends_svctl_at_once(start, tmp_path):
         "sys.meta_path.insert(0, Impatient())\n"
     )
     path = os.pathsep.join([str(hooks), str(Path(package.__file__).parents[1])])
-    for module in ("svctl.options", "svctl.client"):
+    for module in ("svctl.options", "svctl.connection"):
         process = start("ping", env={"PYTHONPATH": path, "AT": module})
         assert process.communicate(timeout=60) == (b"", b"")
         assert process.returncode == -signal.SIGINT

@@ -17,6 +17,7 @@ from harness.decoding import (
     DecodingDaemon,
     ask,
     children_of,
+    one_for_all,
     outcome,
     refusal,
     timed,
@@ -74,20 +75,8 @@ ABSURD = {
 }
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """One daemon with budgets that a test can reach."""
-    daemon = DecodingDaemon(tmp_path_factory.mktemp("daemon"), settings=SETTINGS)
-    yield daemon
-    daemon.kill()
-
-
-@pytest.fixture
-def daemon(shared):
-    """The daemon, with the canary after the test: its memory has not grown by 32 MiB."""
-    canary = DecodingCanary(shared)
-    yield shared
-    canary.check()
+# With budgets that a test can reach.
+shared, daemon = one_for_all(SETTINGS)
 
 
 class Cost:

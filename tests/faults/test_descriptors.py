@@ -11,7 +11,7 @@ import socket
 import struct
 
 import pytest
-from harness.decoding import DecodingCanary, DecodingDaemon, ask, timed
+from harness.decoding import ask, one_for_all, timed
 from harness.demo import sample, wav
 from harness.figures import note, within
 from harness.wire_client import Closed, memfd, texts
@@ -22,20 +22,7 @@ TRANSCRIBE = {"type": "transcribe", "id": 1, "source": "fd"}
 RECORDING = wav(sample("angry"))
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """One daemon with real children for all of these tests."""
-    daemon = DecodingDaemon(tmp_path_factory.mktemp("daemon"))
-    yield daemon
-    daemon.kill()
-
-
-@pytest.fixture
-def daemon(shared):
-    """The daemon, with the canary after the test: descriptors and threads are back, the children's too."""
-    canary = DecodingCanary(shared)
-    yield shared
-    canary.check()
+shared, daemon = one_for_all()
 
 
 @pytest.fixture

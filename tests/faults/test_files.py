@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 from harness.asking import gate
-from harness.decoding import SETTINGS, DecodingCanary, DecodingDaemon, ask, outcome, timed
+from harness.decoding import SETTINGS, ask, one_for_all, outcome, timed
 from harness.demo import RATE_HZ, sample, wav
 from harness.figures import note, within
 from harness.mutations import flip_bits
@@ -52,21 +52,8 @@ ANSWER_LIMIT_S = 10.0
 """For 3 s of audio on a machine that is busy: tells slow from stuck."""
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """One daemon with real children, of which each job has no more than one utterance on its way."""
-    settings = f"{SETTINGS}\n[serving]\nmax_outstanding_utterances = 1\n"
-    daemon = DecodingDaemon(tmp_path_factory.mktemp("daemon"), settings=settings)
-    yield daemon
-    daemon.kill()
-
-
-@pytest.fixture
-def daemon(shared):
-    """The daemon, with the canary after the test."""
-    canary = DecodingCanary(shared)
-    yield shared
-    canary.check()
+# Each job has no more than one utterance on its way.
+shared, daemon = one_for_all(f"{SETTINGS}\n[serving]\nmax_outstanding_utterances = 1\n")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import struct
 import av
 import numpy as np
 import pytest
-from harness.decoding import DecodingCanary, DecodingDaemon, ask, refusal, timed, upload
+from harness.decoding import ask, one_for_all, refusal, timed, upload
 from harness.demo import RATE_HZ, sample, wav
 from harness.figures import within
 from harness.opened import Opened
@@ -55,20 +55,7 @@ SCRIPTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """One daemon with real children, in whose working folder the secret lies too."""
-    daemon = DecodingDaemon(tmp_path_factory.mktemp("daemon"))
-    yield daemon
-    daemon.kill()
-
-
-@pytest.fixture
-def daemon(shared):
-    """The daemon, with the canary after the test."""
-    canary = DecodingCanary(shared)
-    yield shared
-    canary.check()
+shared, daemon = one_for_all()
 
 
 @pytest.fixture

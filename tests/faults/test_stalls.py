@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from harness.daemon import wait_until
-from harness.decoding import CHILDREN, DecodingCanary, DecodingDaemon, ask, children_of, refusal, timed
+from harness.decoding import CHILDREN, DecodingDaemon, ask, children_of, one_for_all, refusal, timed
 from harness.demo import sample, wav
 from harness.figures import note, within
 from harness.fuse import FLUSH, GETATTR, READ, UNUSABLE, USABLE, FuseFile
@@ -29,20 +29,8 @@ needs_fuse = pytest.mark.skipif(not USABLE, reason=UNUSABLE)
 MP4_HEAD = b"\0\0\0\x18ftypM4A \0\0\0\0isommp42"
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """One daemon with short deadlines, whose pool may grow by two."""
-    daemon = DecodingDaemon(tmp_path_factory.mktemp("daemon"), settings=SETTINGS)
-    yield daemon
-    daemon.kill()
-
-
-@pytest.fixture
-def daemon(shared):
-    """The daemon, with the canary after the test: the pool is back to its size."""
-    canary = DecodingCanary(shared)
-    yield shared
-    canary.check()
+# With short deadlines, and a pool that may grow by two.
+shared, daemon = one_for_all(SETTINGS)
 
 
 @pytest.fixture

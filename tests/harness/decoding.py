@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from harness.daemon import Canary, DaemonProcess, wait_until
 from harness.demo import SONG, SONG_S, sample, wav
 from harness.wire_client import memfd, texts
@@ -48,6 +49,24 @@ class DecodingDaemon(DaemonProcess):
         finally:
             hold.unlink()
             self.open_gate(gate)
+
+
+def one_for_all(settings=SETTINGS):
+    """Two fixtures: one daemon for all tests of a module, and that daemon with the canary after each test."""
+
+    @pytest.fixture(scope="module")
+    def shared(tmp_path_factory):
+        daemon = DecodingDaemon(tmp_path_factory.mktemp("daemon"), settings=settings)
+        yield daemon
+        daemon.kill()
+
+    @pytest.fixture
+    def daemon(shared):
+        canary = DecodingCanary(shared)
+        yield shared
+        canary.check()
+
+    return shared, daemon
 
 
 class DecodingCanary(Canary):

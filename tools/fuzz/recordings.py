@@ -6,7 +6,6 @@ not instrumented, but a crash of theirs is found all the same.
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,6 @@ from sensevoiced.config import FrontendConfig
 from sensevoiced.frontend.answers import Expected, Found, interpret
 from sensevoiced.frontend.audio import Recording
 from sensevoiced.frontend.pipeline import Frontend, Pass
-from sensevoiced.frontend.pool import END_SLACK_S
 from sensevoiced.jobs import Decoded, JobError
 from sensevoiced.models import find_asr, find_vad
 from tools.fuzz import require
@@ -55,10 +53,7 @@ class Target:
             LIMITS, asr.frontend, vad_spec=vad.frontend, vad_weights=vad.weights, vad_config=vad.config
         )
         self._frontend.warm_up()
-        row_s = asr.frontend.frame_shift_ms * asr.frontend.lfr_n / 1000
-        longest_s = max(LIMITS.max_utterance_s, LIMITS.max_whole_s)
-        frames = math.ceil(longest_s / row_s) + 1
-        self._expected = Expected(asr.frontend.dim, frames, LIMITS.max_duration_s + END_SLACK_S)
+        self._expected = Expected.under(LIMITS, asr.frontend)
 
     def check(self, data: bytes) -> None:
         """Require of one input what the child promises its parent, who takes it for an enemy otherwise."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from svctl.connect import connect
 
 if TYPE_CHECKING:
-    from svctl.client import Client
+    from svctl.connection import Connection
 
 BIN = Path(sys.executable).parent
 START_S, STOP_S = 300.0, 60.0
@@ -81,7 +81,7 @@ class Daemon:
         """Whether it lives."""
         return self._process.poll() is None
 
-    def connect(self) -> Client:
+    def connect(self) -> Connection:
         """A connection. Raises WireError."""
         return connect(self.socket, patience_s=START_S, absent_s=ABSENT_S)
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from svctl.client import error_of, pause_s
+from svctl.connection import error_of, pause_s
 from svctl.wire import MAX_AUDIO_BYTES, MAX_FRAME_BYTES, FrameReader, WireError, encode
 from tools.soak.answers import LOST, RIGHT, WRONG, Tally, answer_of, difference
 

@@ -10,8 +10,8 @@ import pytest
 from harness.fake_server import FakeServer, segment
 
 from svctl import sources, wire
-from svctl.client import Client, pause_s
 from svctl.connect import candidates, connect
+from svctl.connection import Connection, pause_s
 from svctl.pipeline import Pipeline
 from svctl.sources import Names
 
@@ -357,6 +357,6 @@ def test_a_name_with_a_nul_is_refused_not_raised():
 def test_closing_twice_is_harmless(path):
     """Error paths may close what is closed."""
     with FakeServer(path):
-        client: Client = connect(path, patience_s=5)
+        client: Connection = connect(path, patience_s=5)
         client.close()
         client.close()

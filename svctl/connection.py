@@ -24,7 +24,7 @@ else:
     except ImportError:  # an interpreter that is arranged in another way
         import socket
 
-__all__ = ["Client", "error_of", "pause_s", "socket"]
+__all__ = ["Connection", "error_of", "overdue", "pause_s", "socket"]
 
 _RECEIVE_BYTES = 64 * 2**10
 _INT_BYTES = 4
@@ -44,7 +44,7 @@ def pause_s(retry_after_ms: int | None) -> float:
     return wanted * (0.75 + os.urandom(1)[0] / 510)
 
 
-class Client:
+class Connection:
     """One connection: requests are pipelined, events are taken in the order in which they were sent."""
 
     def __init__(self, sock: socket.socket, path: str) -> None:
@@ -287,6 +287,11 @@ class Client:
         """End the connection; the daemon drops whatever is unfinished."""
         self._ended = self._cannot_send = True
         self._socket.close()
+
+
+def overdue() -> wire.WireError:
+    """What to raise when a request's own time is over."""
+    return wire.WireError("timeout", "The daemon has not answered in the time that it was given.")
 
 
 def error_of(event: Message) -> wire.WireError:
