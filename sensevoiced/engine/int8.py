@@ -35,8 +35,8 @@ _OFFSETS = torch.arange(256.0) - _SIGN
 _STEPS = 254 if _has("vnni") else 126
 """Without VNNI two products are summed in 16 bits, which 8-bit inputs would overflow: they get 7."""
 _TILE = 8
-"""Rows are padded to a multiple of it: oneDNN compiles a kernel for every number of rows, which takes 2 ms a
-layer and a third of a MiB, and with every length its own an utterance seldom finds one ready."""
+"""Rows are padded to a multiple of it: oneDNN compiles a kernel for every shape (2 ms, a third of a MiB), and
+with every length its own an utterance would seldom find one ready."""
 
 
 @dataclass(frozen=True, slots=True)
