@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sensevoiced.engine import kernels
+from sensevoiced.engine import importing, kernels
 from sensevoiced.models import find_asr, find_vad, present
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def parts_of(config: Config) -> Parts:
                 asr, device=config.device, precision=config.precision, threads=config.threads
             )
         kernels.keep_few(os.environ, threads=config.threads, precision=config.precision)
+        importing.import_torch()
         from sensevoiced.engine.sensevoice import TorchEngine  # noqa: PLC0415 - torch takes seconds to import
 
         return TorchEngine.load(
