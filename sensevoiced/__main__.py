@@ -14,7 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from sensevoiced import __version__, logs, notify, settings
+from sensevoiced import __version__, logs, notify, settings, slices
 from sensevoiced.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def serve(config: Config, parts: Parts, *, reread: Callable[[], Config]) -> int:
     # systemd's watchdog ends a stuck daemon with SIGABRT: every thread's stack then goes to the log.
     faulthandler.enable()
     logs.start(config.log_level, os.environ)
+    # For the event loop, and through it the front end's children.
+    slices.ask_for(slices.SHORT_NS)
     daemon = Daemon(config, parts, reread=reread)
     try:
         status = asyncio.run(daemon.run())

@@ -18,7 +18,7 @@ import svctl
 L0 = (
     *("sensevoiced", "sensevoiced.config", "sensevoiced.descriptors", "sensevoiced.features"),
     "sensevoiced.jobs",
-    *("sensevoiced.metrics", "sensevoiced.notify"),
+    *("sensevoiced.metrics", "sensevoiced.notify", "sensevoiced.slices"),
 )
 
 MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -30,6 +30,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sensevoiced.jobs", ()),
     ("sensevoiced.metrics", ()),
     ("sensevoiced.notify", ()),
+    ("sensevoiced.slices", ()),
     ("sensevoiced.logs", ()),
     ("sensevoiced.settings", ("sensevoiced.config",)),
     (
