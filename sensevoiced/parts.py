@@ -102,7 +102,7 @@ def parts_of(config: Config) -> Parts:
                 asr, device=config.device, precision=config.precision, threads=config.threads
             )
         kernels.keep_few(os.environ, threads=config.threads, precision=config.precision)
-        importing.import_torch()
+        importing.import_torch(config.device)
         from sensevoiced.engine.sensevoice import TorchEngine  # noqa: PLC0415 - torch takes seconds to import
 
         return TorchEngine.load(
