@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 import soundfile
 
-from sensevoiced.frontend.libav import UNREADABLE, LibavDecoder
+from sensevoiced.frontend.libav import LIVE, LIVE_WAV, UNREADABLE, LibavDecoder
 from sensevoiced.frontend.mixing import finite
 from sensevoiced.frontend.part import Part
 from sensevoiced.frontend.resample import Resampler
-from sensevoiced.frontend.source import FileSource, SpooledSource, open_source
+from sensevoiced.frontend.source import FileSource, HeadedStream, open_source
 from sensevoiced.jobs import SAMPLE_RATE_HZ, JobError
 
 if TYPE_CHECKING:
@@ -252,10 +252,12 @@ class Recording:
             self.truncated = True
 
     def _libav(self, source: Source) -> Iterator[tuple[Samples, int]]:
-        decoder = LibavDecoder(source, self._check)
-        streamed = not isinstance(source, FileSource | SpooledSource)
+        block_s, hurry = BLOCK_S, {}
+        if isinstance(source, HeadedStream):
+            block_s, hurry = STREAM_BLOCK_S, LIVE_WAV if source.is_wav else LIVE
+        decoder = LibavDecoder(source, self._check, hurry=hurry)
         try:
-            yield from decoder.blocks(STREAM_BLOCK_S if streamed else BLOCK_S, MAX_READ_VALUES)
+            yield from decoder.blocks(block_s, MAX_READ_VALUES)
             if decoder.format == "ogg" and isinstance(source, FileSource) and not _ogg_ends(source):
                 self.truncated = True
         finally:

@@ -9,6 +9,7 @@ refuses), and no video decoder starts for a cover picture, nor its parser where 
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import av
@@ -22,7 +23,7 @@ from av.error import FFmpegError
 from sensevoiced.jobs import JobError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from sensevoiced.frontend.resample import Samples
     from sensevoiced.frontend.source import Source
@@ -52,6 +53,10 @@ DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "
 """libav's sample formats that may come (planar ones end in p), as numpy has them."""
 MAX_ERRORS_BEFORE_AUDIO = 200
 """Packets that may fail before the first frame: sync bytes found in something that is no audio."""
+LIVE = {"max_ts_probe": "1"}
+"""For a stream: libav would hold back 50 packets, 3 s of PCM, for a first timestamp, which nobody uses."""
+LIVE_WAV = LIVE | {"max_probe_packets": "4"}
+"""And 32, 3 s at 44.1 kHz, to look for DTS in 16-bit PCM: 4 are the 64 KiB it wants for S/PDIF anyway."""
 FAILURES = (FFmpegError, PermissionError)
 """What libav refuses, and what `_refuse` does."""
 MISSING_S = 0.25
@@ -61,10 +66,17 @@ MISSING_S = 0.25
 class LibavDecoder:
     """One container's audio stream: iterate blocks() once, then ask `damaged`, then close()."""
 
-    def __init__(self, source: Source, check: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        check: Callable[[int, int], None],
+        *,
+        hurry: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Find the audio stream.
 
-        `check` is given each new rate and channel count, and raises if it dislikes them.
+        `check` is given each new rate and channel count, and raises if it dislikes them. `hurry` is LIVE or
+        LIVE_WAV for what is not there yet.
         """
         self.damaged = False
         self._check = check
@@ -77,6 +89,7 @@ class LibavDecoder:
                     "format_whitelist": FORMATS,
                     "codec_whitelist": CODECS,
                     "protocol_whitelist": "",
+                    **hurry,
                 },
                 io_open=_refuse,
             )

@@ -201,6 +201,7 @@ class HeadedStream:
 
     def __init__(self, head: bytes, stream: StreamSource) -> None:
         """Give `head` first, then what the stream brings."""
+        self.is_wav = head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE"
         self._head = head
         self._stream = stream
 

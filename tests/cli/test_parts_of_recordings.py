@@ -103,7 +103,8 @@ def test_a_part_of_a_stream_does_not_wait_for_its_end(start, demo, call):
         stdin=-1,
         env={"SENSEVOICE_SOCKET": str(demo.socket)},
     )
-    process.stdin.write(call.read_bytes())
+    # 5.2 s of two channels at 16 kHz, and a little
+    process.stdin.write(call.read_bytes()[:360_000])
     process.stdin.flush()
     assert process.stdout.readline().startswith(b"1: [EN]")
     process.stdin.close()

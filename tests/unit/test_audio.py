@@ -1,5 +1,6 @@
 """Decoding: every container to 16 kHz mono, and a sentence for everything that is none."""
 
+import fcntl
 import io
 import os
 import socket
@@ -15,6 +16,7 @@ import soundfile
 
 from sensevoiced.config import FrontendConfig
 from sensevoiced.frontend.audio import NO_AUDIO, UNREADABLE, Recording
+from sensevoiced.frontend.part import Part
 from sensevoiced.frontend.source import Stopped
 from sensevoiced.jobs import JobError
 
@@ -439,6 +441,39 @@ def test_a_wav_stream_of_unknown_length_is_read_to_its_end():
     samples, recording = stream(bytes(data))
     assert_is_the_tone(samples)
     assert not recording.truncated
+
+
+@pytest.mark.parametrize(
+    ("form", "subtype", "rate", "channels", "enough_bytes"),
+    [
+        ("WAV", "PCM_16", 16_000, 1, 2**16 + 2**12),
+        ("WAV", "PCM_16", 44_100, 2, 2**18),
+        ("WAV", "ULAW", 8_000, 1, 12_000),
+        ("WAV", "FLOAT", 16_000, 1, 96_000),
+        ("AU", "PCM_16", 16_000, 1, 48_000),
+    ],
+)
+def test_what_has_come_of_a_live_stream_is_given(form, subtype, rate, channels, enough_bytes):
+    """A second is there with the half of the next: libav by itself would wait for three seconds and more.
+
+    Of 16-bit WAV it waits for 64 KiB in any case, to rule out S/PDIF.
+    """
+    data = with_soundfile(np.full((6 * rate, channels), 0.5), rate, form, subtype)
+    assert enough_bytes < len(data)
+    reader, writer = os.pipe()
+    stop, stopper = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 2**20)
+    os.write(writer, data[:enough_bytes])
+    hung = threading.Timer(60, os.write, (stopper, b"x"))
+    hung.start()
+    try:
+        recording = Recording(reader, FrontendConfig(), part=Part(duration_s=1.0), stop_fd=stop)
+        assert sum(block.size for block in recording.blocks()) == 16_000
+        assert not hung.finished.is_set()
+    finally:
+        hung.cancel()
+        for fd in (reader, writer, stop, stopper):
+            os.close(fd)
 
 
 def test_a_stream_that_must_be_kept_is_bounded():
