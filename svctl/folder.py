@@ -5,7 +5,9 @@ Imported only where a folder is asked for: pathlib costs more than the rest of s
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 _DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _ABSENT = (0, 0)
 """Device and inode of no file."""
+_PART = (".svctl-", ".part")
+"""How the name of a file begins and ends that is still being written; its writer has a lock (flock) on it.
+
+The lock, unlike a process id, says to every container with this folder whether the writer lives.
+"""
 
 
 class TakenError(wire.WireError):
@@ -49,6 +56,7 @@ class Folder:
         self._skip_existing = skip_existing
         self._claimed: set[Path] = set()
         self._kept: set[Path] = set()
+        self._tidied: set[Path] = set()
         self._recordings = {_identity(name) for name in recordings}
         try:
             self._path.mkdir(parents=True, exist_ok=True)
@@ -99,17 +107,12 @@ class Folder:
         if not self._force and os.path.lexists(path) and not path.is_dir():
             # it was not when the place was claimed: another run writes into this folder
             return "" if self._skip_existing else f"{path} has appeared since this run began, and is kept."
-        # its own short name: the longest name that a transcript may have leaves no room for more
-        temporary = path.parent / f".svctl-{os.getpid()}.part"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.unlink(missing_ok=True)
-                with temporary.open("xb") as file:  # x: never through a link that somebody has laid
-                    file.write(encoded(text))
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            if path.parent not in self._tidied:
+                self._tidied.add(path.parent)
+                _tidy(path.parent)
+            _write_whole(path, encoded(text))
         except OSError as error:
             sentence = f"{path} cannot be written: {error.strerror}."
             if error.errno in _DEVICE_ERRORS:
@@ -126,6 +129,43 @@ class Folder:
         if target != _ABSENT and target in self._recordings:
             return f"{path} is a recording of this run and is not replaced by a transcript."
         return ""
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Put a file in its place at once, by way of one beside it; raises OSError."""
+    while True:
+        # a short name of its own: the longest name that a transcript may have leaves no room for more
+        part = path.parent / os.urandom(8).hex().join(_PART)
+        try:
+            with part.open("xb") as file:  # x: never through a link that somebody has laid
+                with contextlib.suppress(OSError):  # without locks `_tidy` gets none either, and leaves it
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if not os.fstat(file.fileno()).st_nlink:
+                    continue  # another run tidied up before the lock was had
+                file.write(data)
+                file.flush()
+                part.replace(path)
+                return
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what was being written when its writer was killed."""
+    begins, ends = _PART
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for name in [one.path for one in entries if one.name.startswith(begins) and one.name.endswith(ends)]:
+            _remove_ownerless(name)
+
+
+def _remove_ownerless(name: str) -> None:
+    with contextlib.suppress(OSError):  # somebody else's, or gone already
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(name)  # noqa: PTH108 - beside os.open
+        finally:
+            os.close(descriptor)
 
 
 def _identity(name: str) -> tuple[int, int]:

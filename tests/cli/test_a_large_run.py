@@ -177,6 +177,7 @@ def test_a_run_that_is_killed_is_completed_by_the_next(  # noqa: PLR0917 - pytes
     assert found.keys() == all_of(good)
     assert_right(out, found, good)
     assert kept.items() <= found.items()
+    assert list(out.rglob(".*")) == [], "what the killed run was writing has no owner"
 
 
 def test_a_line_comes_before_the_next_name_is_there(start, demo, clips):

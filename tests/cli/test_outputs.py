@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from harness.fake_server import Peer, done, segment
 from harness.listing import listed
+
+from svctl import folder as writing
 
 DAMAGED = "the recording is damaged or broke off; this is what could be read of it."
 BOTH = "first.wav", "second.wav"
@@ -132,6 +136,45 @@ def test_two_runs_into_one_folder_lose_nothing(svctl, serve, files):
     assert theirs.read_text() == "theirs"
     assert svctl("transcribe", "--force", "-o", "out", "first.wav") == (0, "", "")
     assert theirs.read_text() == "[EN][NEUTRAL] hello\n[EN][NEUTRAL] world\n"
+
+
+def test_what_a_killed_run_was_writing_is_removed_by_the_next(svctl, server, files):
+    """In the folders that it writes to; what another run is writing stays, and so does everything else."""
+    out = files / "out"
+    (out / "untouched").mkdir(parents=True)
+    for name in (".svctl-0.part", ".svctl-1.part", "untouched/.svctl-0.part", ".other.part", ".svctl-notes"):
+        (out / name).write_text("half a")
+    (out / ".svctl-2.part").symlink_to(files / "first.wav")
+    with (out / ".svctl-1.part").open("rb") as live:
+        fcntl.flock(live, fcntl.LOCK_EX)
+        assert svctl("transcribe", "-q", "-o", "out", *BOTH)[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        *(".other.part", ".svctl-1.part", ".svctl-2.part", ".svctl-notes"),
+        *("first.txt", "second.txt", "untouched"),
+    ]
+    assert (out / "untouched" / ".svctl-0.part").is_file()
+    assert (files / "first.wav").read_text() == "hello\nworld"
+    assert svctl("transcribe", "-q", "--force", "-o", "out", "first.wav")[0] == 0
+    assert not (out / ".svctl-1.part").exists()
+
+
+def test_a_part_that_another_run_tidies_away_is_written_again(tmp_path, monkeypatch):
+    """Between its making and its lock a part has no owner to see; what is lost then is made anew."""
+    lock, taken = fcntl.flock, []
+
+    def late(file, how):
+        if not taken:
+            taken.extend(tmp_path.glob(".svctl-*.part"))
+            for part in taken:
+                writing._remove_ownerless(str(part))
+        lock(file, how)
+
+    monkeypatch.setattr(writing, "fcntl", SimpleNamespace(**{**vars(fcntl), "flock": late}))
+    place = writing.Folder(str(tmp_path), ("text",), [], force=False, skip_existing=False)
+    assert place.write("call", "text", "hello\n") == ""
+    assert len(taken) == 1
+    assert listed(tmp_path) == ["call.txt"]
+    assert (tmp_path / "call.txt").read_text() == "hello\n"
 
 
 @pytest.mark.parametrize(
