@@ -14,9 +14,9 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from svctl import __version__, verbs
-from svctl.options import MAX_NUMBER, MAX_PATIENCE_S, METAVARS, VERBS, listed
+from svctl.options import MAX_PATIENCE_S, METAVARS, VERBS, listed, most, time_s
 from svctl.terminal import OutputError, say, write_stdout
-from svctl.wire import CHANNELS, ERRORS
+from svctl.wire import CHANNELS, ERRORS, MAX_POSITION_S
 
 if TYPE_CHECKING:
     from svctl.options import Option
@@ -47,6 +47,21 @@ class _Seconds(click.FloatRange):
         seconds = super().convert(value, param, ctx)
         if math.isnan(seconds):
             self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
+
+
+class _Time(click.ParamType[float]):
+    """A place in a recording, or a length of it."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = time_s(value) if isinstance(value, str) else value
+        if seconds is None:
+            hours = MAX_POSITION_S // 3600
+            self.fail(
+                f"{value!r} is no time; write seconds, 1:30 or 0:01:30.5, up to {hours} hours.", param, ctx
+            )
         return seconds
 
 
@@ -97,8 +112,10 @@ def _option(option: Option) -> click.Option:
         return click.Option([*flags, name], type=_Choices(allowed), **settings)
     if kind == "seconds":
         return click.Option([*flags, name], type=_Seconds(), metavar=METAVARS[kind], **settings)
+    if kind == "time":
+        return click.Option([*flags, name], type=_Time(), metavar=METAVARS[kind], **settings)
     if kind == "number":
-        bounds = click.IntRange(1, MAX_NUMBER)
+        bounds = click.IntRange(1, most(name))
         bounds.name = "whole number"  # click's own is "integer range"
         return click.Option([*flags, name], type=bounds, metavar=METAVARS[kind], **settings)
     if kind == "list":

@@ -74,6 +74,18 @@ def segment_object(event: Message) -> Segment:
     }
 
 
+def words_apart(segments: Iterable[Segment]) -> list[Segment]:
+    """Each word as a segment of its own (--words), in the order of time; what has no words stays whole."""
+    parts = [
+        {**segment, "start": word["start"], "end": word["end"], "text": word["word"], "words": [word]}
+        if word
+        else segment
+        for segment in segments
+        for word in segment["words"] or (None,)
+    ]
+    return sorted(parts, key=lambda part: (part["start"], part.get("channel", 0)))
+
+
 def speaker(segment: Segment) -> str:
     """Who speaks, as far as channels tell it: `1: ` for the first, "" where they are mixed."""
     return f"{segment['channel']}: " if segment.get("channel") else ""
@@ -283,25 +295,29 @@ def verbose_json(whole: Transcript) -> str:
 class Style:
     """How a transcript is written, where its format leaves a choice."""
 
-    __slots__ = ("max_line_count", "max_line_width", "tags", "timestamps")
+    __slots__ = ("max_line_count", "max_line_width", "tags", "timestamps", "words")
 
     def __init__(
         self,
         tags: str = "bracket",
         *,
         timestamps: bool = False,
+        words: bool = False,
         max_line_width: int | None = None,
         max_line_count: int | None = None,
     ) -> None:
-        """`tags` and `timestamps` are of `text`, the others of subtitles."""
-        self.tags = tags
-        self.timestamps = timestamps
+        """`tags` and `timestamps` are of `text`, lines of subtitles; `words` go alone, without tags."""
+        self.tags = "none" if words else tags
+        self.timestamps = words or timestamps
+        self.words = words
         self.max_line_width = max_line_width
         self.max_line_count = max_line_count
 
 
 def rendered(form: str, whole: Transcript, style: Style) -> str:
     """The file that a format is, of one recording."""
+    if style.words and form in _BY_WORD:
+        whole = whole | {"segments": words_apart(whole["segments"])}
     if form == "text":
         return text_lines(whole, style.tags, timestamps=style.timestamps)
     if form in ("srt", "vtt"):
@@ -319,6 +335,8 @@ _PLAIN: dict[str, Callable[[Transcript], str]] = {
     "tsv": tsv,
 }
 """The formats without a choice."""
+_BY_WORD = ("text", "srt", "vtt", "tsv")
+"""The formats that --words changes."""
 FORMS = ("text", "srt", "vtt", *_PLAIN)
 """All that `rendered` knows."""
 

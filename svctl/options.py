@@ -5,7 +5,7 @@ Never imports click: importing it takes longer than a whole `svctl ping`.
 
 from __future__ import annotations
 
-from svctl.wire import CHANNELS, LANGUAGES
+from svctl.wire import CHANNELS, LANGUAGES, MAX_POSITION_S
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,12 +32,15 @@ MAX_PATIENCE_S = 86_400.0
 
 MAX_NUMBER = 10_000
 """Columns or lines: no screen has more."""
+JOBS, MAX_JOBS = 6, 32
+"""Recordings at the daemon at once: as it is shipped, it refuses more than the second of one connection."""
 
 METAVARS = {
     "output": "FOLDER",
     "files_from": "FILE",
     "socket": "PATH",
     "seconds": "SECONDS",
+    "time": "TIME",
     "number": "N",
     "list": "PATTERN",
 }
@@ -45,7 +48,7 @@ METAVARS = {
 
 # (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch" has
 # an off flag (the last one), and "text", "choice", "choices" (several with commas), "list" (given once or
-# more), "number" (above zero) and "seconds" take a value.
+# more), "number" (above zero), "seconds" and "time" take a value.
 _SOCKET: Option = (
     "socket",
     ("--socket",),
@@ -66,6 +69,14 @@ _OUTPUT_HELP = (
 _NULL_HELP = (
     "Names in the list are ended by a NUL, as find -print0 writes them. Without --files-from the list is "
     "standard input."
+)
+_WORDS_HELP = (
+    "text, srt, vtt and tsv: a line, subtitle or row for each word, with its times; a Chinese or Japanese "
+    "character is a word. JSON has the words in any case."
+)
+_JOBS_HELP = (
+    f"How many recordings the daemon has at once, up to {MAX_JOBS} (default: {JOBS}): decoding one overlaps "
+    "recognising another."
 )
 _WAIT_FOR_START = "where it is given, also for one whose socket is not there yet."
 
@@ -121,6 +132,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 (),
                 "Put [start-end] in seconds before each line of -f text (not with --tags emoji).",
             ),
+            ("words", ("--words",), "flag", False, (), _WORDS_HELP),
             (
                 "max_line_width",
                 ("--max-line-width",),
@@ -153,8 +165,8 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 CHANNELS,
                 "mix: their mean; split: each under its number, as the two sides of a call; or one of them.",
             ),
-            ("start", ("--start",), "seconds", 0.0, (), "Begin so many seconds into the recording."),
-            ("duration", ("--duration",), "seconds", 0.0, (), "Take so many seconds of it; 0: all."),
+            ("start", ("--start",), "time", 0.0, (), "Begin so far into the recording: 90, 1:30, 0:01:30.5."),
+            ("duration", ("--duration",), "time", 0.0, (), "Take so much of it; 0: all."),
             (
                 "output",
                 ("-o", "--output"),
@@ -212,6 +224,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 (),
                 _NULL_HELP,
             ),
+            ("jobs", ("-j", "--jobs"), "number", JOBS, (), _JOBS_HELP),
             (
                 "progress",
                 ("--progress", "--no-progress"),
@@ -329,6 +342,25 @@ def listed(values: Values) -> bool:
     return bool(values.get("null") or values.get("files_from"))
 
 
+def most(name: str) -> int:
+    """The highest that the option of this name can be, of kind "number"."""
+    return MAX_JOBS if name == "jobs" else MAX_NUMBER
+
+
+def time_s(text: str) -> float | None:
+    """Seconds of a time as ffmpeg has it: 90.5, 1:30 or 0:01:30.5, up to MAX_POSITION_S; else None."""
+    parts = text.split(":")
+    digits = [*parts[:-1], parts[-1].replace(".", "", 1)]
+    if len(parts) > len("hms") or not all(part.isascii() and part.isdigit() for part in digits):
+        return None
+    seconds = float(parts[0])
+    for part in parts[1:]:
+        if float(part) >= 60:  # noqa: PLR2004 - seconds of a minute, minutes of an hour
+            return None
+        seconds = seconds * 60 + float(part)
+    return seconds if seconds <= MAX_POSITION_S else None
+
+
 def formats(values: Values) -> tuple[str, ...]:
     """The formats that were asked for, each once."""
     asked: str = values["format"]
@@ -337,7 +369,7 @@ def formats(values: Values) -> tuple[str, ...]:
 
 def _value(option: Option, flag: str, given: str | None, rest: Iterator[str]) -> Value | None:
     """What an option is set to: by presence, by the text behind `=`, or by the next word; None if unclear."""
-    _, flags, kind, _, allowed, _ = option
+    name, flags, kind, _, allowed, _ = option
     if kind in ("flag", "switch"):
         return None if given is not None else kind == "flag" or flag != flags[-1]
     value = next(rest, "-") if given is None else given
@@ -346,7 +378,9 @@ def _value(option: Option, flag: str, given: str | None, rest: Iterator[str]) ->
         return None
     if kind == "number":
         plain = value.isascii() and value.isdigit() and len(value) <= len(str(MAX_NUMBER))
-        return int(value) if plain and 0 < int(value) <= MAX_NUMBER else None
+        return int(value) if plain and 0 < int(value) <= most(name) else None
+    if kind == "time":
+        return time_s(value)
     if kind == "seconds":
         # plain decimals only; click has a sentence for the rest
         digits = value.replace(".", "", 1)

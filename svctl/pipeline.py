@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from svctl.sources import Recordings, Source
     from svctl.wire import Message
 
-IN_FLIGHT = 6
-"""Recordings at the daemon at once: decoding one overlaps recognising another; below the daemon's limit."""
 AUDIO_BYTES = 64 * 2**10
 """One read of a pipe: a pipe's default capacity."""
 MAX_BACKLOG_BYTES = 256 * 2**10
@@ -69,11 +67,13 @@ class Pipeline:
         options: dict[str, Any],
         *,
         patience_s: float,
+        in_flight: int = 1,
         timeout_s: float | None = None,
         wanted: Callable[[Source], bool] = lambda _source: True,
     ) -> None:
         """`options` are fields of every request; a daemon that stays full for `patience_s` is an error.
 
+        Of the recordings, `in_flight` are at the daemon at once.
         After `timeout_s` the run ends with WireError `timeout`, whatever has not been answered.
         `wanted` says whether a recording is to be transcribed; it may give the source an error instead.
         """
@@ -83,6 +83,7 @@ class Pipeline:
         self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._options = options
         self._patience_s = patience_s
+        self._in_flight = in_flight
         self._jobs: list[_Job] = []
         self._last_done_s = time.monotonic()
         self._stdin_taken = names.descriptor == STDIN
@@ -129,7 +130,7 @@ class Pipeline:
                 _close(job)
 
     def _fill(self) -> None:
-        while len(self._jobs) < IN_FLIGHT and (source := self._names.next()) is not None:
+        while len(self._jobs) < self._in_flight and (source := self._names.next()) is not None:
             if source.name == "-" and source.error is None and self._stdin_taken:
                 source.error = wire.WireError("invalid_request", "Standard input can be read only once.")
             self._stdin_taken = self._stdin_taken or source.name == "-"
@@ -174,7 +175,7 @@ class Pipeline:
         )
         if upload is not None and self._connection.backlog_bytes >= MAX_BACKLOG_BYTES:
             upload = None
-        names_wanted = self._names.descriptor if len(self._jobs) < IN_FLIGHT else -1
+        names_wanted = self._names.descriptor if len(self._jobs) < self._in_flight else -1
         readable = upload.source.descriptor if upload is not None else names_wanted
         if self._ends_s is not None:
             if now >= self._ends_s:

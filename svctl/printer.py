@@ -47,6 +47,7 @@ class Printer:
         self._style = formats.Style(
             values["tags"],
             timestamps=values["timestamps"],
+            words=values["words"],
             max_line_width=values["max_line_width"],
             max_line_count=values["max_line_count"],
         )
@@ -105,11 +106,12 @@ class Printer:
         elif self._format == "raw":
             self._write(event["raw"] + "\n", source)
         else:
-            self._write(self._line(event), source)
+            parts = formats.words_apart([event]) if self._style.words else [event]
+            self._write("".join(map(self._line, parts)), source)
 
-    def _line(self, event: Message) -> str:
+    def _line(self, segment: Message) -> str:
         style = self._style
-        return formats.segment_line(event, style.tags, timestamps=style.timestamps, colour=self._colour)
+        return formats.segment_line(segment, style.tags, timestamps=style.timestamps, colour=self._colour)
 
     def _done(self, source: Source, event: Message) -> int:
         if event["truncated"] and not self._quiet:

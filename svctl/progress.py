@@ -44,10 +44,13 @@ class Progress:
         return time.monotonic() - self._began_s
 
     def ended(self, duration_s: float) -> None:
-        """Count one recording, 0 seconds where it failed."""
+        """Count one recording, 0 seconds where it failed, and show the counts while more are to come."""
         self.finished += 1
         self.audio_s += duration_s
         self._shown_s = self._began_s - _EVERY_S  # the next one is news
+        if self._shows and (total := self._total()) != self.finished:
+            counted = f"{_of(self.finished, total)} done, {self.audio_s:.0f} s"
+            self._draw(counted, self.audio_s, total)
 
     def show(self, name: str, event: Message) -> None:
         """Show the line for the recording in hand, from its `progress` event."""
@@ -55,9 +58,14 @@ class Progress:
         if not self._shows or now_s - self._shown_s < _EVERY_S:
             return
         self._shown_s = now_s
-        self._visible = True
-        text = self._line(name, event["decoded_s"], event["recognised_s"])
-        write_stderr(_CLEAR + _fitting(text, max(1, columns_of(STDERR) - 1)))
+        total = self._total()
+        shown = printable(name)
+        end = _fitting(shown[::-1], _SHOWN_NAME)[::-1]
+        shown = shown if end == shown else "…" + end[1:]
+        here = f"{shown}: {event['recognised_s']:.0f}/{event['decoded_s']:.0f} s"
+        if total != 1:
+            here = f"{_of(self.finished + 1, total)}  {here}"
+        self._draw(here, self.audio_s + event["recognised_s"], total)
 
     def clear(self) -> None:
         """Leave an empty line to whatever is written next."""
@@ -65,20 +73,22 @@ class Progress:
             self._visible = False
             write_stderr(_CLEAR)
 
-    def _line(self, name: str, decoded_s: float, recognised_s: float) -> str:
-        total = self._total()
-        shown = printable(name)
-        end = _fitting(shown[::-1], _SHOWN_NAME)[::-1]
-        shown = shown if end == shown else "…" + end[1:]
-        parts = [f"{shown}: {recognised_s:.0f}/{decoded_s:.0f} s"]
-        if total != 1:
-            parts.insert(0, f"{self.finished + 1}/{total}" if total else f"{self.finished + 1}")
+    def _draw(self, what: str, audio_s: float, total: int | None) -> None:
+        parts = [what]
         if took_s := self.took_s:
-            parts.append(f"{(self.audio_s + recognised_s) / took_s:.0f}x")
+            parts.append(f"{audio_s / took_s:.0f}x")
         if total and 0 < self.finished < total:
-            left_s = took_s / self.finished * (total - self.finished)
-            parts.append(f"{left_s // 60:.0f}:{left_s % 60:02.0f} left")
-        return "  ".join(parts)
+            minutes, seconds = divmod(round(took_s / self.finished * (total - self.finished)), 60)
+            hours, minutes = divmod(minutes, 60)
+            parts.append(
+                f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+            )
+        self._visible = True
+        write_stderr(_CLEAR + _fitting("  ".join(parts), max(1, columns_of(STDERR) - 1)))
+
+
+def _of(number: int, total: int | None) -> str:
+    return f"{number}/{total}" if total else f"{number}"
 
 
 def _fitting(text: str, width: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 
 from svctl import wire
 from svctl.terminal import STDIN
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _NAMES_BYTES = 64 * 2**10
 """One read of a list of names: a pipe's default capacity."""
+_MAX_AHEAD = 100_000
+"""Names that are kept to know how many there are: 30 MiB. Whoever has more of them does without."""
 
 
 # O_NONBLOCK: opening a FIFO without a writer would wait for one
@@ -59,7 +62,7 @@ class Source:
 
 
 class Found:
-    """One file below a folder, or a folder that is a `problem`."""
+    """One file that is named or lies below a folder, or a folder that is a `problem`."""
 
     __slots__ = ("name", "place", "problem")
 
@@ -188,28 +191,54 @@ class Names:
         self._seen = len(names)
         self._ended_by = ended_by
         self._partial = b""
+        self._ahead: list[Found] = []
+        self._given = 0
+        self._all_found = False
         self.descriptor = descriptor
         """What to wait for when no name is there; -1 once all names are known."""
 
     @property
     def total(self) -> int | None:
         """How many recordings there are; None while a list or a folder may still bring more."""
-        return self._seen if self.descriptor < 0 and self._below is None else None
+        if self.descriptor < 0 and self._below is None:
+            return self._seen
+        return self._given + len(self._ahead) if self._all_found else None
 
     def next(self) -> Source | None:
         """The next recording, opened; None when none is left or none is there yet.
 
         Raises WireError: `not_found` when names cannot be read, `invalid_request` for one too many.
         """
+        found = self._ahead.pop(0) if self._ahead else self._find()
+        if found is None:
+            return None
+        self._given += 1
+        return _source_of(found)
+
+    def look_ahead(self, until_s: float) -> None:
+        """Count the recordings to come, till the monotonic time `until_s`; raises as `next` does.
+
+        Nothing is opened, and no list is waited for.
+        """
+        while not self._all_found and len(self._ahead) < _MAX_AHEAD:
+            found = self._find()
+            if found is None:
+                return
+            self._ahead.append(found)
+            if time.monotonic() >= until_s:
+                return
+
+    def _find(self) -> Found | None:
         while True:
             found = next(self._found, None)
             if found is not None:
-                return _source_of(found)
+                return found
             name = self._next_name()
             if name is None:
+                self._all_found = self.descriptor < 0
                 return None
             if self._below is None or name == "-" or not os.path.isdir(name):  # noqa: PTH112 - as everywhere here
-                return open_source(name)
+                return Found(name, place_of(name))
             self._found = self._below(name)
 
     def _next_name(self) -> str | None:

@@ -5,6 +5,8 @@ Never imports click: this is the hot path. What only the answers need is importe
 
 from __future__ import annotations
 
+import time
+
 from svctl import options, pipeline, sources, wire
 from svctl.terminal import STDIN
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 _NEWER = {"channels": "mix", "start": 0.0, "duration": 0.0}
 """Fields of a request that not every daemon of this major version knows, with their defaults."""
+_LOOK_AHEAD_S = 0.01
+"""For which names are counted each time that the progress is shown: answers do not wait for longer."""
 
 
 def _only_one(values: Values) -> str:
@@ -33,7 +37,12 @@ def _only_one(values: Values) -> str:
 def _mistake(values: Values, names: list[str]) -> str:
     """Why the words do not fit together, or ""."""
     several = len(names) > 1 or values["recursive"]
-    return _of_formats(values) or _of_folders(values) or (_only_one(values) if several else "")
+    return (
+        _of_formats(values)
+        or _of_parts(values)
+        or _of_folders(values)
+        or (_only_one(values) if several else "")
+    )
 
 
 def _of_formats(values: Values) -> str:
@@ -54,6 +63,19 @@ def _of_formats(values: Values) -> str:
         if len(same) > 1:
             sentence = f"{' and '.join(same)} are files .{ending} both; take one of them."
             return f"-f {values['format']}: {sentence}"
+    return ""
+
+
+def _of_parts(values: Values) -> str:
+    """Of what a segment is made of: its words, and its channel."""
+    forms = {*options.formats(values)}
+    if values["words"] and forms <= {"plain", "raw"}:
+        sentence = f"--words gives each word its times, and -f {values['format']} has none"
+        return f"{sentence}; take text, srt, vtt or tsv."
+    if values["words"] and "text" in forms and values["tags"] not in ("bracket", "none"):
+        return "--words writes words without tags, which are those of segments; leave out --tags."
+    if values["channels"] == "split" and "raw" in forms:
+        return "-f raw has no place for the number of a channel; -f text --tags raw has."
     return ""
 
 
@@ -128,13 +150,21 @@ class Run:
             only_one=_only_one(values),
         )
         patience_s = options.patience_s("transcribe", values)
-        self._pipeline = pipeline.Pipeline(self._names, fields, patience_s=patience_s, wanted=self._wanted)
+        self._pipeline = pipeline.Pipeline(
+            self._names, fields, patience_s=patience_s, in_flight=values["jobs"], wanted=self._wanted
+        )
 
     def _wanted(self, source: sources.Source) -> bool:
         if self._folder is None or self._folder.claim(source):
             return True
         self._skipped += 1
         return False
+
+    def _total(self) -> int | None:
+        """How many recordings this run transcribes, as far as that is known; only progress asks."""
+        self._names.look_ahead(time.monotonic() + _LOOK_AHEAD_S)
+        total = self._names.total
+        return None if total is None else total - self._skipped
 
     def begin(self, connection: Connection) -> None:
         """Send the first requests, once more where another connection was turned away."""
@@ -153,7 +183,7 @@ class Run:
             connection.needs(name)
         counts = self._many or (self._several and self._folder is not None)
         wanted = self._values["progress"] and not self._values["quiet"]
-        progress = Progress(wanted=wanted, total=lambda: self._names.total)
+        progress = Progress(wanted=wanted, total=self._total)
         printer = Printer(
             connection, self._values, self._folder, progress, several=self._several, counts=counts
         )

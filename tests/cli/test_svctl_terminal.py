@@ -26,9 +26,10 @@ def recordings(tmp_path):
 def on_terminal(start):
     """Run svctl with one of its outputs on a terminal: exit status, what came there, the other output."""
 
-    def run(*words, which, env=None):
+    def run(*words, which, env=None, **settings):
         leader, follower = pty.openpty()
-        process = start(*words, env={"TERM": "xterm", **(env or {})}, **{which: follower})
+        settings[which] = follower
+        process = start(*words, env={"TERM": "xterm", **(env or {})}, **settings)
         os.close(follower)
         shown = b""
         # a terminal whose last writer has gone is an I/O error on Linux
@@ -95,6 +96,55 @@ def test_progress_is_a_line_of_a_terminal_and_leaves_it_clean(on_terminal, serve
     assert svctl("transcribe", "a.wav")[2] == ""
     for word in ("-q", "--no-progress"):
         assert on_terminal("transcribe", word, "a.wav", which="stderr")[1] == ""
+
+
+@pytest.mark.parametrize("words", [["-r", "."], ["--files-from", "list"], ["-r", "--files-from=list"]])
+def test_what_is_left_is_shown_of_folders_and_lists_too(on_terminal, serve, recordings, tmp_path, words):
+    """They are counted while the daemon works; between recordings the line counts those that are done."""
+    (tmp_path / "list").write_text("a.wav\nb.wav\nc.wav\n")
+    serve(_slow)
+    status, shown, out = on_terminal("transcribe", *words, which="stderr")
+    assert (status, out.count("hello")) == (0, 3)
+    *lines, summary = shown.split("\r\x1b[K")
+    assert summary.startswith("svctl: 3 transcribed, 0 failed; 6 s of audio in ")
+    assert any(line.startswith("2/3  ") and line.endswith(" left") for line in lines)
+    done = [line for line in lines if " done, " in line]
+    assert done[-1].startswith("2/3 done, 4 s  ")
+    assert done[-1].endswith(" left")
+
+
+def test_a_list_without_end_is_counted_as_far_as_it_is(on_terminal, serve, recordings, tmp_path):
+    """Until all names are known the line has no total and no time left; then it has."""
+    reader, writer = os.pipe()
+    os.write(writer, b"a.wav\0b.wav\0")
+    names = ["a.wav", "b.wav", "c.wav"]
+
+    def script(peer, message):
+        names.remove(message["label"])
+        if names == ["c.wav"]:
+            os.write(writer, b"c.wav\0")
+            os.close(writer)
+        _slow(peer, message)
+
+    serve(script)
+    status, shown, out = on_terminal("transcribe", "-0", "-j", "1", which="stderr", stdin=reader)
+    os.close(reader)
+    assert (status, out.count("hello")) == (0, 3)
+    lines = shown.split("\r\x1b[K")
+    assert any(line.startswith("1  a.wav: ") for line in lines)
+    assert any(line.startswith("1 done, 2 s  ") and "left" not in line for line in lines)
+    assert any(line.startswith("2/3 done, 4 s  ") and line.endswith(" left") for line in lines)
+
+
+def test_what_was_there_already_is_not_left_to_do(on_terminal, serve, recordings, tmp_path):
+    """A run that goes on counts what it has to do itself."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.txt").write_text("there")
+    serve(_slow)
+    words = ("-r", "--skip-existing", "-o", "out", ".")
+    _, shown, _ = on_terminal("transcribe", *words, which="stderr")
+    assert "1/2 done, 2 s  " in shown
+    assert not {"1/3", "2/3", "3/3"} & set(shown.split())
 
 
 def test_wide_names_leave_room_for_what_the_line_is_for(on_terminal, serve, tmp_path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from svctl import sources, wire
 from svctl.connect import candidates, connect
 from svctl.connection import Connection, pause_s
 from svctl.pipeline import Pipeline
-from svctl.sources import Names
+from svctl.sources import Found, Names
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_what_went_to_a_daemon_that_turned_away_is_sent_again(path, tmp_path, mo
         else:
             peer.send({"type": "welcome", "major": 1, "minor": 0, "server": "late/1"})
 
-    pipeline = Pipeline(Names(names), {}, patience_s=5)
+    pipeline = Pipeline(Names(names), {}, patience_s=5, in_flight=6)
     with FakeServer(path, greet=greet) as server:
         client = connect(path, patience_s=60, behind=pipeline.begin)
         events = list(pipeline.run())
@@ -230,7 +232,7 @@ def open_descriptors():
 def run(client, names, **settings):
     """All events of a pipeline as (label, type)."""
     options = {"language": "auto", "itn": True, "vad": True}
-    pipeline = Pipeline(Names(names), options, patience_s=settings.get("patience_s", 5))
+    pipeline = Pipeline(Names(names), options, **({"patience_s": 5, "in_flight": 6} | settings))
     pipeline.begin(client)
     return [(source.label, event["type"]) for source, event in pipeline.run()]
 
@@ -256,6 +258,30 @@ def test_descriptors_are_closed_after_a_run(path, tmp_path):
         client.close()
 
 
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_no_more_recordings_are_at_the_daemon_than_asked_for(path, tmp_path, in_flight):
+    """So many requests come, and the next only when the first of them is answered."""
+    names = [str(tmp_path / f"{number}.wav") for number in range(7)]
+    for name in names:
+        Path(name).write_text("x")
+    held, most = [], []
+
+    def script(peer, message):
+        held.append(message)
+        most.append(len(held))
+        if len(held) == in_flight or message["label"] == names[-1]:
+            while held:
+                peer.answer(held.pop(0))
+
+    with FakeServer(path, script):
+        client = connect(path, patience_s=5)
+        assert run(client, names, in_flight=in_flight) == [
+            (name, kind) for name in names for kind in ("segment", "done")
+        ]
+        assert max(most) == in_flight
+        client.close()
+
+
 def test_a_run_that_is_given_up_closes_its_files(path, tmp_path):
     """Leaving the iteration early leaves no descriptor open, and the rest can be cancelled."""
     names = [str(tmp_path / name) for name in ("a.wav", "b.wav")]
@@ -270,7 +296,7 @@ def test_a_run_that_is_given_up_closes_its_files(path, tmp_path):
     with FakeServer(path, script) as server:
         client = connect(path, patience_s=5)
         before = open_descriptors()
-        pipeline = Pipeline(Names(names), {}, patience_s=0)
+        pipeline = Pipeline(Names(names), {}, patience_s=0, in_flight=2)
         pipeline.begin(client)
         iteration = pipeline.run()
         assert next(iteration)[1]["text"] == "x"
@@ -338,6 +364,40 @@ def test_a_second_name_is_refused_where_one_is_all():
     assert caught.value.exit_status == 64
     os.close(writer)
     os.close(reader)
+
+
+def test_names_are_counted_ahead_and_none_is_lost(tmp_path):
+    """The total is known once the list has ended and its folders are walked; the order stays."""
+    (tmp_path / "calls").mkdir()
+
+    def below(root):
+        return iter([Found(f"{root}/{name}", name) for name in ("a", "b")])
+
+    reader, writer = os.pipe()
+    names = Names([], reader, below=below)
+    os.write(writer, os.fsencode(tmp_path / "calls") + b"\0one\0")
+    names.look_ahead(time.monotonic() + 60)
+    assert names.total is None
+    assert names.next().place == "a"
+    os.write(writer, b"two\0")
+    os.close(writer)
+    names.look_ahead(time.monotonic() + 60)
+    assert names.total == 4
+    found = [names.next() for _ in range(3)]
+    assert [(source.name.rpartition("/")[2], source.place) for source in found] == [
+        (name, name) for name in ("b", "one", "two")
+    ]
+    assert (names.next(), names.total) == (None, 4)
+    os.close(reader)
+
+
+def test_looking_ahead_ends_in_time():
+    """A tree without end costs no more than the time that there is for it."""
+    names = Names(["/"], below=lambda root: (Found(root, str(number)) for number in itertools.count()))
+    for _ in range(3):
+        names.look_ahead(time.monotonic() - 1)
+    assert [names.next().place for _ in range(5)] == list("01234")
+    assert names.total is None
 
 
 def test_labels_fit_the_wire():

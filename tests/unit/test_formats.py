@@ -166,6 +166,51 @@ def test_turns_of_two_channels_are_in_order_whatever_came_first():
     assert [line for line in shown.splitlines() if line[1:2] == ":"] == ["1: a", "2: c", "1: b"]
 
 
+def spoken(index, text, words, **changes):
+    """A segment whose words begin every half second and take a quarter."""
+    start = changes.get("start", 2.0 * index)
+    timed = [
+        {"word": word, "start": start + at / 2, "end": start + at / 2 + 0.25} for at, word in enumerate(words)
+    ]
+    return segment(1, index, text, words=timed, **changes)
+
+
+def test_words_are_segments_of_their_own():
+    """--words: each word with its own times, in every format that has times; JSON is as ever."""
+    whole = recording(spoken(0, "Hi there.", ["Hi", "there."]), spoken(1, "你好", "你好"), segment(1, 2, ""))
+    style = formats.Style(words=True)
+    assert formats.rendered("text", whole, style) == (
+        "[0.00-0.25] Hi\n[0.50-0.75] there.\n[2.00-2.25] 你\n[2.50-2.75] 好\n"
+    )
+    assert formats.rendered("tsv", whole, style) == (
+        "start\tend\ttext\n0\t250\tHi\n500\t750\tthere.\n2000\t2250\t你\n2500\t2750\t好\n"
+    )
+    assert formats.rendered("srt", whole, style).startswith(
+        "1\n00:00:00,000 --> 00:00:00,250\nHi\n\n2\n00:00:00,500 --> 00:00:00,750\nthere.\n\n3\n"
+    )
+    assert formats.rendered("vtt", whole, style).endswith("\n\n00:00:02.500 --> 00:00:02.750\n好\n\n")
+    for form in ("json", "jsonl", "verbose_json"):
+        assert formats.rendered(form, whole, style) == formats.rendered(form, whole, formats.Style())
+
+
+def test_words_of_two_channels_are_in_order_of_time():
+    """Overlapping turns are taken apart, each word under its channel's number."""
+    whole = recording(
+        spoken(0, "one two", ["one", "two"], start=0.0, channel=1),
+        spoken(1, "three four", ["three", "four"], start=0.25, channel=2),
+    )
+    lines = formats.rendered("text", whole, formats.Style(words=True)).splitlines()
+    assert [line.partition("] ")[2] for line in lines] == ["1: one", "2: three", "1: two", "2: four"]
+    rows = formats.rendered("tsv", whole, formats.Style(words=True)).splitlines()
+    assert [row.split("\t")[2] for row in rows] == ["channel", "1", "2", "1", "2"]
+
+
+def test_what_has_no_words_stays_whole_among_words():
+    """An engine that gives no words loses no text."""
+    whole = recording(segment(1, 0, "all of it", words=[]))
+    assert formats.rendered("text", whole, formats.Style(words=True)) == "[0.00-1.50] all of it\n"
+
+
 def test_tsv_is_one_row_per_segment():
     """Tabs and line ends of a text cannot break a row; what has no text has no row."""
     whole = recording(segment(1, 0, "a\tb\nc"), segment(1, 1, " "))

@@ -6,13 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sensevoiced.config import ServingConfig
 from svctl import cli, options, verbs
 
 FLAGS = sorted({flag for _, _, table in options.VERBS.values() for option in table for flag in option[1]})
 WORDS = st.one_of(
     st.sampled_from(FLAGS),
     st.sampled_from(
-        ["--", "-", "a.wav", "", "json", "zn", "yue", "none", "3", "0.5", "1e3", ".", "-1", "--format=srt"]
+        [
+            *("--", "-", "a.wav", "", "json", "zn", "yue", "none", "3", "0.5", "1e3", ".", "-1"),
+            *("--format=srt", "1:30", "0:01:30.5", "--start=2:5", "--duration=1:60", "--jobs=33"),
+        ]
     ),
     st.sampled_from(
         [
@@ -83,6 +87,45 @@ def test_a_patience_that_no_clock_can_count_is_refused(monkeypatch, wait):
     for words in (["--wait", wait], [f"--wait={wait}"]):
         assert options.parse("ping", words) is None
         assert by_click(monkeypatch, "ping", words) == (None, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("90", 90.0), ("1:30", 90.0), ("0:01:30.5", 90.5), (".5", 0.5), ("5.", 5.0), ("0", 0.0)),
+        *(("90:00", 5400.0), ("1:2:3", 3723.0), ("240:00:00", 864_000.0), ("00:00:00.040", 0.04)),
+        *((text, None) for text in ("", ".", ":", "1:", ":30", "1:60", "1:60:00", "1.5:30", "1:2:3:4")),
+        *((text, None) for text in ("1m", "1e3", "-5", "+5", " 5", "nan", "inf", "1:-5", "٣", "9" * 400)),
+        *((text, None) for text in ("240:00:00.1", "864001", "1:30,5", "1..5")),
+    ],
+)
+def test_times_are_those_of_ffmpeg(monkeypatch, text, seconds):
+    """Seconds, or hours and minutes before colons; anything else is a mistake, on either path."""
+    for words in (["--start", text, "a.wav"], [f"--start={text}", "a.wav"]):
+        quick = options.parse("transcribe", words)
+        by_click_too = by_click(monkeypatch, "transcribe", words)
+        if seconds is None:
+            assert (quick, by_click_too) == (None, (None, 64))
+        else:
+            assert quick[0]["start"] == by_click_too[0][0]["start"] == seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "jobs"),
+    [
+        *(([], 6), (["-j", "1"], 1), (["-j32"], 32), (["--jobs=7"], 7)),
+        *((["-j", text], None) for text in ("0", "33", "-1", "", "two", "1.5")),
+    ],
+)
+def test_recordings_in_flight_have_bounds(monkeypatch, words, jobs):
+    """From one to what the daemon takes of one connection."""
+    found, status = by_click(monkeypatch, "transcribe", [*words, "a.wav"])
+    assert (found and found[0]["jobs"], status) == (jobs, 0 if jobs else 64)
+
+
+def test_as_many_in_flight_as_a_daemon_takes():
+    """More than the daemon's default for a connection would be refused, to be sent again and again."""
+    assert options.JOBS <= options.MAX_JOBS <= ServingConfig().max_jobs_per_connection
 
 
 def test_patience_is_what_was_asked_for_or_the_default():
