@@ -36,6 +36,7 @@ class _Job:
 
     __slots__ = (
         "answered",
+        "audio_s",
         "events",
         "finished",
         "refused_since",
@@ -43,6 +44,7 @@ class _Job:
         "request",
         "retry_at",
         "sent_end",
+        "share",
         "source",
     )
 
@@ -52,6 +54,7 @@ class _Job:
         self.events: list[Message] = []
         self.answered = False
         self.finished = False
+        self.share = self.audio_s = 0.0  # of it, that is done
         self.replay: list[bytes] | None = [] if source.streamed else None
         self.sent_end = not source.streamed
         self.retry_at: float | None = None
@@ -87,6 +90,11 @@ class Pipeline:
         self._jobs: list[_Job] = []
         self._last_done_s = time.monotonic()
         self._stdin_taken = names.descriptor == STDIN
+
+    @property
+    def under_way(self) -> tuple[float, float]:
+        """How much is done of recordings that have not been given yet: recordings, and seconds of audio."""
+        return sum(job.share for job in self._jobs), sum(job.audio_s for job in self._jobs)
 
     def begin(self, connection: Connection) -> None:
         """Send the first requests; once more over another connection, where the first was turned away.
@@ -159,6 +167,8 @@ class Pipeline:
     def _finish(self, job: _Job, event: Message) -> None:
         job.events.append(event)
         job.finished = True
+        job.share = 1.0
+        job.audio_s = event["duration"] if event["type"] == "done" else 0.0
         _close(job)
 
     def _step(self) -> None:
@@ -233,6 +243,11 @@ class Pipeline:
         else:
             job.replay = None
             job.answered = job.answered or event["type"] == "segment"
+            if event["type"] == "progress":
+                begins_s = self._options.get("start", 0.0)
+                job.audio_s = max(0.0, event["recognised_s"] - begins_s)
+                # decoding is soon at the end
+                job.share = job.audio_s / max(event["decoded_s"] - begins_s, job.audio_s, 1.0)
             if event["type"] == "progress" and job.events and job.events[-1]["type"] == "progress":
                 job.events.pop()  # only the latest is of interest while others are printed
             job.events.append(event)

@@ -27,10 +27,16 @@ _SHOWN_NAME = 40
 class Progress:
     """Counts what has come and shows it; silent where standard error is no terminal."""
 
-    def __init__(self, *, wanted: bool, total: Callable[[], int | None]) -> None:
-        """`total` gives how many recordings there will be, None while nobody knows."""
+    def __init__(
+        self, *, wanted: bool, total: Callable[[], int | None], under_way: Callable[[], tuple[float, float]]
+    ) -> None:
+        """`total` gives how many recordings there will be, None while nobody knows.
+
+        `under_way` gives what is done of those that have not ended: recordings, and seconds of audio.
+        """
         self._shows = wanted and os.isatty(STDERR)
         self._total = total
+        self._under_way = under_way
         self._began_s = time.monotonic()
         self._shown_s = self._began_s - _EVERY_S
         self._visible = False
@@ -50,7 +56,7 @@ class Progress:
         self._shown_s = self._began_s - _EVERY_S  # the next one is news
         if self._shows and (total := self._total()) != self.finished:
             counted = f"{_of(self.finished, total)} done, {self.audio_s:.0f} s"
-            self._draw(counted, self.audio_s, total)
+            self._draw(counted, total)
 
     def show(self, name: str, event: Message) -> None:
         """Show the line for the recording in hand, from its `progress` event."""
@@ -65,7 +71,7 @@ class Progress:
         here = f"{shown}: {event['recognised_s']:.0f}/{event['decoded_s']:.0f} s"
         if total != 1:
             here = f"{_of(self.finished + 1, total)}  {here}"
-        self._draw(here, self.audio_s + event["recognised_s"], total)
+        self._draw(here, total)
 
     def clear(self) -> None:
         """Leave an empty line to whatever is written next."""
@@ -73,12 +79,14 @@ class Progress:
             self._visible = False
             write_stderr(_CLEAR)
 
-    def _draw(self, what: str, audio_s: float, total: int | None) -> None:
+    def _draw(self, what: str, total: int | None) -> None:
         parts = [what]
+        recordings, audio_s = self._under_way()
         if took_s := self.took_s:
-            parts.append(f"{audio_s / took_s:.0f}x")
-        if total and 0 < self.finished < total:
-            minutes, seconds = divmod(round(took_s / self.finished * (total - self.finished)), 60)
+            parts.append(f"{(self.audio_s + audio_s) / took_s:.0f}x")
+        done = self.finished + recordings
+        if total and 1 <= done <= total:
+            minutes, seconds = divmod(round(took_s / done * (total - done)), 60)
             hours, minutes = divmod(minutes, 60)
             parts.append(
                 f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"

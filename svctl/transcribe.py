@@ -183,7 +183,7 @@ class Run:
             connection.needs(name)
         counts = self._many or (self._several and self._folder is not None)
         wanted = self._values["progress"] and not self._values["quiet"]
-        progress = Progress(wanted=wanted, total=self._total)
+        progress = Progress(wanted=wanted, total=self._total, under_way=lambda: self._pipeline.under_way)
         printer = Printer(
             connection, self._values, self._folder, progress, several=self._several, counts=counts
         )

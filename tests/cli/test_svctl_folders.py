@@ -197,7 +197,10 @@ def test_a_list_of_names_may_be_a_pipe(start, server, tree):
         ),
         (
             ["--start=1:90", "top.wav"],
-            "Invalid value for '--start': '1:90' is no time; write seconds, 1:30 or 0:01:30.5, up to 240 hours.",
+            (
+                "Invalid value for '--start': '1:90' is no time; "
+                "write seconds, 1:30 or 0:01:30.5, up to 240 hours."
+            ),
         ),
         (["--wait=1:30", "top.wav"], "Invalid value for '--wait': '1:30' is not a valid number of seconds."),
         (["-j", "99", "top.wav"], "Invalid value for '-j' / '--jobs': 99 is not in the range 1<=x<=32."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import re
 
 import pytest
 from harness.fake_server import Peer
@@ -91,7 +92,7 @@ def test_progress_is_a_line_of_a_terminal_and_leaves_it_clean(on_terminal, serve
     assert (status, out.count("hello")) == (0, 2)
     lines = shown.split("\r\x1b[K")
     assert lines[0] == lines[-1] == ""
-    assert any(line.startswith("1/2  a.wav: 10/30 s  ") and line.endswith("x") for line in lines)
+    assert any(re.match(r"1/2  a\.wav: 10/30 s  \d+x", line) for line in lines)
     assert any(line.startswith("2/2  b.wav: 10/30 s  ") and line.endswith(" left") for line in lines)
     assert svctl("transcribe", "a.wav")[2] == ""
     for word in ("-q", "--no-progress"):
@@ -111,6 +112,24 @@ def test_what_is_left_is_shown_of_folders_and_lists_too(on_terminal, serve, reco
     done = [line for line in lines if " done, " in line]
     assert done[-1].startswith("2/3 done, 4 s  ")
     assert done[-1].endswith(" left")
+
+
+def test_what_is_at_the_daemon_counts_for_what_it_has_of_it(on_terminal, serve, recordings):
+    """Three that are nearly done together leave little, not three times what the first has taken."""
+
+    def script(peer, message):
+        shares.append(message)
+        if len(shares) == 3:
+            for one in reversed(shares):
+                peer.send({"type": "progress", "id": one["id"], "decoded_s": 100.0, "recognised_s": 90.0})
+            for one in shares:
+                Peer.answer(peer, one)
+
+    shares = []
+    serve(script)
+    _, shown, _ = on_terminal("transcribe", "a.wav", "b.wav", "c.wav", which="stderr")
+    first = next(line for line in shown.split("\r\x1b[K") if line.startswith("1/3  a.wav: 90/100 s  "))
+    assert re.fullmatch(r"1/3  a\.wav: 90/100 s  \d+x  0:00 left", first)
 
 
 def test_a_list_without_end_is_counted_as_far_as_it_is(on_terminal, serve, recordings, tmp_path):
