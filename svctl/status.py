@@ -6,14 +6,14 @@ from svctl.terminal import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 _UNKNOWN = "-"
 
 
 def table(status: Mapping[str, Any]) -> str:
-    """One `name  value` line per fact; what this daemon does not report is shown as `-`."""
+    """One `name  value` line per fact; what this daemon does not report, or does not know yet, is `-`."""
     facts = _Facts(status)
     memory, queue, jobs, batches, frontend = (
         _Facts(status.get(name) or {}) for name in ("memory", "queue", "jobs", "batches", "frontend")
@@ -24,18 +24,21 @@ def table(status: Mapping[str, Any]) -> str:
     backend = f" ({status['backend']})" if status.get("backend") else ""
     lost = f"{frontend.text('crashed')} crashed, {frontend.text('timeouts')} timed out"
     jail = (status.get("frontend") or {}).get("jail")
-    if jail is not None:
-        lost += f"; closed in by {' and '.join(map(str, jail)) or 'nothing but limits'}"
     rows = [
         ("daemon", f"{facts.text('server')}, pid {facts.text('pid')}, {facts.text('state')}"),
-        ("model", f"{facts.text('model')} ({facts.millions('parameters')} parameters)"),
+        ("model", facts.text("model") + facts.aside("parameters", facts.millions, "{} parameters")),
         ("vad", facts.text("vad")),
         ("engine", f"{facts.text('engine')} on {facts.text('device')}, {facts.text('precision')}{backend}"),
         ("threads", facts.text("threads")),
-        ("uptime", f"{facts.duration('uptime_s')} (ready after {facts.duration('ready_after_s')})"),
+        (
+            "uptime",
+            facts.duration("uptime_s") + facts.aside("ready_after_s", facts.duration, "ready after {}"),
+        ),
         ("memory", rss),
         ("front end", f"{_count(len(children), 'process', 'processes')}, {busy} busy, {lost}"),
     ]
+    if jail or (jail is not None and status.get("state") == "ready"):  # none yet is not none
+        rows.append(("closed in", f"by {' and '.join(map(str, jail)) or 'nothing but limits'}"))
     if memory.text("gpu_allocated_bytes") != _UNKNOWN:
         rows.append(("gpu memory", f"{memory.mib('gpu_allocated_bytes')} of {memory.mib('gpu_total_bytes')}"))
     waiting = f"{queue.text('jobs_active')} active jobs, {queue.text('utterances')} utterances, "
@@ -117,6 +120,10 @@ class _Facts:
     def millions(self, name: str) -> str:
         value = self._values.get(name)
         return _UNKNOWN if value is None else f"{value / 1e6:.1f} M"
+
+    def aside(self, name: str, shown: Callable[[str], str], sentence: str) -> str:
+        """What stands in brackets behind another fact; nothing where it is not known."""
+        return "" if self._values.get(name) is None else f" ({sentence.format(shown(name))})"
 
     def duration(self, name: str) -> str:
         value = self._values.get(name)

@@ -192,3 +192,15 @@ def test_status_is_a_table_or_json(svctl, server):
         "clients     1 connected, 0 turned away",
     ]
     assert json.loads(svctl("status", "--json")[1]) == server.status
+
+
+def test_what_a_loading_daemon_does_not_know_yet_is_not_said(svctl, server):
+    """No dash in brackets, and no word of a jail before the first child is in it."""
+    loading = {"state": "loading", "model": "demo", "uptime_s": 1.3, "frontend": {"jail": []}}
+    server.status = loading
+    lines = svctl("status")[1].splitlines()
+    assert "model      demo" in lines
+    assert "uptime     1.3 s" in lines
+    assert not [line for line in lines if line.startswith("closed in")]
+    server.status = loading | {"state": "ready"}
+    assert "closed in  by nothing but limits" in svctl("status")[1].splitlines()
