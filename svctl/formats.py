@@ -140,8 +140,11 @@ def _labels(segment: Segment) -> list[tuple[str, str]]:
     return found
 
 
-_COLOURS = {"time": "2", "speaker": "1", "language": "36", "emotion": "33", "event": "35"}
-"""SGR parameters (ECMA-48): times recede, tags stand out."""
+_COLOURS = {"time": "2", "speaker": "1", "language": "2", "emotion": "35", "event": "31"}
+"""SGR parameters (ECMA-48): times and languages recede, what was heard beside the words stands out.
+
+Of the eight colours only magenta and red can be read on white and on black alike.
+"""
 
 
 def _painted(kind: str, text: str, *, colour: bool) -> str:

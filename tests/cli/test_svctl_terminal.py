@@ -13,7 +13,7 @@ from harness.fake_server import Peer
 from svctl.subtitles import columns
 
 PLAIN = "[EN][NEUTRAL] hello\n"
-COLOURED = "\x1b[36m[EN]\x1b[0m\x1b[33m[NEUTRAL]\x1b[0m hello\n"
+COLOURED = "\x1b[2m[EN]\x1b[0m\x1b[35m[NEUTRAL]\x1b[0m hello\n"
 
 
 @pytest.fixture
@@ -188,3 +188,46 @@ def test_a_run_that_breaks_off_leaves_the_line_clean(on_terminal, serve, recordi
     status, shown, _ = on_terminal("transcribe", "a.wav", which="stderr")
     assert (status, shown.count("a.wav: 10/30 s")) == (69, 1)
     assert shown.split("\r\x1b[K")[-1].startswith("svctl: The connection to the daemon at ")
+
+
+def _slow_or_broken(peer, message):
+    """As `_slow`, but nobody can read what is called broken."""
+    if "broken" not in message["label"]:
+        _slow(peer, message)
+        return
+    os.close(message["descriptor"])
+    peer.send({"type": "error", "id": message["id"], "code": "bad_input", "message": "This is no audio."})
+
+
+@pytest.mark.parametrize("terminal", ["", "stdout", "stderr"])
+@pytest.mark.parametrize("words", [["-r", "."], ["a.wav", "broken.wav", "c.wav"]])
+def test_each_output_is_written_for_what_it_is(  # noqa: PLR0917 - a table of two
+    svctl, on_terminal, serve, recordings, tmp_path, words, terminal
+):
+    """A pipe beside a terminal gets what a pipe gets: no colour, no progress, every sentence once."""
+    (tmp_path / "b.wav").rename(tmp_path / "broken.wav")
+    serve(_slow_or_broken)
+    plain = {"TERM": "xterm"}
+    if terminal:
+        status, shown, piped = on_terminal("transcribe", *words, which=terminal, env=plain)
+        out, err = (shown, piped) if terminal == "stdout" else (piped, shown)
+    else:
+        status, out, err = svctl("transcribe", *words, env=plain)
+    assert status == 65
+    assert ("\x1b" in out, "\x1b" in err) == (terminal == "stdout", terminal == "stderr")
+    assert ("\r" in out, "\r" in err) == (False, terminal == "stderr")
+    said = [line.rpartition("\x1b[K")[2] for line in err.split("\n")[:-1]]
+    assert sum(line.endswith("broken.wav: This is no audio.") for line in said) == 1
+    assert [line.startswith("svctl: ") for line in said] == [True] * len(said)
+    assert len(said) == (2 if "-r" in words else 1)
+    assert out.count("hello") == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["ps"], ["models"], ["version"], ["ping"], ["--help"], ["bench", "-h"]]
+)
+def test_tables_are_the_same_on_a_terminal(svctl, on_terminal, server, words):
+    """Nothing but `transcribe` and `status --watch` has a face for terminals."""
+    status, shown, _ = on_terminal(*words, which="stdout")
+    assert (status, shown) == svctl(*words, env={"TERM": "xterm"})[:2]
+    assert "\x1b" not in shown
