@@ -13,8 +13,13 @@ def note(record, sentence):
 
 
 def within(record, what, found, limit, unit, *, slack=SLACK):
-    """Put a figure into the table of `make faults`, and fail above `slack` times its limit."""
-    above = ", ABOVE" if found > limit else ""
-    sentence = f"{what}: {found:.3g} {unit} (limit {limit:g} {unit}{above})"
+    """Put a figure into the table of `make faults`, and fail above `slack` times its limit.
+
+    Between the two the row is "above" there, and not "held".
+    """
+    above = found > limit
+    sentence = f"{what}: {found:.3g} {unit} (limit {limit:g} {unit}{', ABOVE' if above else ''})"
     note(record, sentence)
+    if above:
+        record("above", what)
     assert found <= slack * limit, sentence
