@@ -50,6 +50,29 @@ async def running(models, **limits):
     assert not [pid for pid in pids if exists(pid)]
 
 
+_shared = {}
+
+
+@contextlib.asynccontextmanager
+async def sharing(models):
+    """Use the pool of two children that starts once a module; afterwards it has to be as it was."""
+    if "pool" not in _shared:
+        pool = FrontendPool(FrontendConfig(children=2, max_children=2), *models)
+        await pool.start()
+        _shared["pool"] = pool
+    pool = _shared["pool"]
+    before = descriptors()
+    yield pool
+    await until(lambda: idle(pool) and descriptors() <= before)
+    assert pool.snapshot().crashed == 0
+
+
+async def end_shared():
+    """End the pool that is shared, where there is one."""
+    if (pool := _shared.pop("pool", None)) is not None:
+        await pool.close()
+
+
 def descriptors():
     """Count this process's open descriptors."""
     return len(list(Path("/proc/self/fd").iterdir()))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from harness.pools import end_shared
 
 
 @pytest.fixture
@@ -17,3 +20,19 @@ def recording(tmp_path):
     file = tmp_path / "call.wav"
     file.write_text("hello\nworld")
     return file
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Describe a front end whose VAD goes by energy."""
+    from harness.energy_vad import write_models
+
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Run a scenario on an event loop that lives as long as the pool that a module's tests may share."""
+    with asyncio.Runner() as runner:
+        yield runner.run
+        runner.run(end_shared())

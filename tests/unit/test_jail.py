@@ -13,7 +13,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from harness.energy_vad import speech, write_models
+from harness.energy_vad import speech
 from harness.pools import drain, holding, memfd, run_program, running, take_over
 
 from sensevoiced.frontend import child as child_module
@@ -74,12 +74,6 @@ CALLS = {
 }
 """Which the filter denies."""
 DENIED = ("EPERM", "EACCES")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Describe a front end whose VAD goes by energy."""
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
