@@ -19,7 +19,13 @@ from sensevoiced.frontend.libav import LIVE, LIVE_WAV, UNREADABLE, LibavDecoder
 from sensevoiced.frontend.mixing import finite
 from sensevoiced.frontend.part import Part
 from sensevoiced.frontend.resample import Resampler
-from sensevoiced.frontend.source import FileSource, HeadedStream, open_source
+from sensevoiced.frontend.source import (
+    OGG_PAGE,
+    OGG_PAGE_BYTES,
+    FileSource,
+    HeadedStream,
+    open_source,
+)
 from sensevoiced.jobs import SAMPLE_RATE_HZ, JobError
 
 if TYPE_CHECKING:
@@ -258,7 +264,11 @@ class Recording:
         decoder = LibavDecoder(source, self._check, hurry=hurry)
         try:
             yield from decoder.blocks(block_s, MAX_READ_VALUES)
-            if decoder.format == "ogg" and isinstance(source, FileSource) and not _ogg_ends(source):
+            if (
+                decoder.format == "ogg"
+                and isinstance(source, FileSource | HeadedStream)
+                and not _ogg_ends(source.tail(OGG_PAGE_BYTES))
+            ):
                 self.truncated = True
         finally:
             self.truncated = self.truncated or decoder.damaged
@@ -271,16 +281,14 @@ def _claims_more(file: soundfile.SoundFile) -> bool:
     return found is not None and int(found.group(2)) < int(found.group(1)) < _PLACEHOLDER_BYTES
 
 
-def _ogg_ends(source: FileSource) -> bool:
-    """Say whether the last page of an Ogg stream is there whole and says that it is the last.
+def _ogg_ends(tail: bytes) -> bool:
+    """Say whether the last page of an Ogg recording is there whole and says that it is the last.
 
     RFC 3533: flag 4 of byte 5; byte 26 counts the lengths from byte 27 on, and what they add up to follows.
     """
-    longest_page_bytes, header_bytes = 65_307, 27
-    source.seek(max(0, source.size - longest_page_bytes))
-    tail = source.read(longest_page_bytes) or b""
-    page = tail[max(0, tail.rfind(b"OggS")) :]
-    if not page.startswith(b"OggS") or len(page) < header_bytes or not page[5] & 4:
+    header_bytes = 27
+    page = tail[max(0, tail.rfind(OGG_PAGE)) :]
+    if not page.startswith(OGG_PAGE) or len(page) < header_bytes or not page[5] & 4:
         return False
     behind_lengths = header_bytes + page[26]
     return len(page) >= behind_lengths + sum(page[header_bytes:behind_lengths])

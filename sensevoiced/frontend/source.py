@@ -26,6 +26,10 @@ STREAM_READ_BYTES = 64 * 2**10
 """What one read of a pipe asks for: a pipe's own capacity."""
 
 
+OGG_PAGE, OGG_PAGE_BYTES = b"OggS", 65_307
+"""How a page of an Ogg begins, and how long one can be (RFC 3533)."""
+
+
 class Stopped(Exception):
     """The job was called off while its child was waiting or working."""
 
@@ -105,6 +109,11 @@ class FileSource(_Seekable):
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position of this object only."""
         return self._seek(offset, whence, self.size)
+
+    def tail(self, size: int) -> bytes:
+        """Give the last `size` bytes."""
+        self.seek(max(0, self.size - size))
+        return self.read(size) or b""
 
 
 class StreamSource:
@@ -195,15 +204,17 @@ class SpooledSource(_Seekable):
 
 
 class HeadedStream:
-    """A stream whose first bytes have been looked at already."""
+    """A stream whose first bytes have been looked at already; it can remember its last ones."""
 
     name = "stream"
 
-    def __init__(self, head: bytes, stream: StreamSource) -> None:
-        """Give `head` first, then what the stream brings."""
+    def __init__(self, head: bytes, stream: StreamSource, *, keeps_bytes: int = 0) -> None:
+        """Give `head` first, then what the stream brings; remember the last `keeps_bytes` of both."""
         self.is_wav = head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE"
         self._head = head
         self._stream = stream
+        self._keeps_bytes = keeps_bytes
+        self._tail = bytearray()
 
     @property
     def failure(self) -> Exception | None:
@@ -212,11 +223,19 @@ class HeadedStream:
 
     def read(self, size: int = -1, /) -> bytes:
         """Read as StreamSource does."""
-        if not self._head:
-            return self._stream.read(size)
-        part = self._head if size < 0 else self._head[:size]
-        self._head = self._head[len(part) :]
+        if self._head:
+            part = self._head if size < 0 else self._head[:size]
+            self._head = self._head[len(part) :]
+        else:
+            part = self._stream.read(size)
+        if self._keeps_bytes:
+            self._tail += part
+            del self._tail[: -self._keeps_bytes]
         return part
+
+    def tail(self, size: int) -> bytes:
+        """Give the last `size` bytes that were read, or as many as were kept."""
+        return bytes(self._tail[-size:])
 
 
 def open_source(
@@ -259,7 +278,8 @@ def open_source(
         raise JobError("bad_input", "The stream is empty: no byte of audio came.")
     if head[4:8] == b"ftyp":
         return SpooledSource(head, stream, max_spool_bytes)
-    return HeadedStream(head, stream)
+    # The end of an Ogg is told by its last page alone, which has gone by when it is asked for.
+    return HeadedStream(head, stream, keeps_bytes=OGG_PAGE_BYTES if head.startswith(OGG_PAGE) else 0)
 
 
 _HEAD_BYTES = 12
