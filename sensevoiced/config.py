@@ -66,7 +66,8 @@ class FrontendConfig:
     """Children are closed in by Landlock and a seccomp filter (frontend/jail.py). Off is for finding out
     whether decoding fails because of it: a C library may want a system call that the filter does not list."""
     child_cpu_s: int = 3600
-    """CPU seconds one file may cost: 24 h of audio need about 350 s at 0.004 s per second."""
+    """CPU seconds one file may cost, or each channel of one whose channels are told apart (`split`): 24 h of
+    audio need about 350 s at 0.004 s per second."""
     max_end_silence_time: int = 0
     """FSMN-VAD's option under FunASR's name: ms of silence that end a segment. 0 is what FunASR 1.4.16 does
     unasked, a schedule from 2,000 ms downwards as the segment grows."""
@@ -103,7 +104,8 @@ class BatchLimits:
     """A batch that runs longer stops the watchdog pings, so that systemd restarts the daemon."""
     max_failures_in_a_row: int = 32
     """So many failed utterances without one success mean a broken device: the daemon ends, to be started
-    afresh."""
+    afresh. One that never had the memory it needs does not count, unless it is shorter than two seconds: the
+    machine may be small, and whoever sends long ones would end the daemon for all."""
 
 
 @dataclass(frozen=True, slots=True)

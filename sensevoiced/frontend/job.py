@@ -71,13 +71,20 @@ def stream(frontend: Frontend, recording: int, sock: socket.socket, *, part: Par
     """Send the utterances of a recording as they are found, and `done` at its end."""
     arrivals = Arrivals(sock, frontend.limits.decode_timeout_s)
     source = Recording(recording, frontend.limits, part=part, stop_fd=sock.fileno(), on_bytes=arrivals.note)
-    run = Pass(frontend, source, vad=vad)
     hung_up = select.poll()
     hung_up.register(sock, select.POLLIN)
-    index, last_word = 0, 0.0
-    for stretches in run.stretches():
+
+    def look_up() -> None:
         if hung_up.poll(0):
             raise Stopped
+
+    run = Pass(frontend, source, vad=vad, between=look_up)
+    index, last_word, paid_for = 0, 0.0, 1
+    for stretches in run.stretches():
+        if run.tracks > paid_for:
+            # Each channel is a recording's work, and sent alone would have a recording's time.
+            paid_for = run.tracks
+            arm_cpu_limit(frontend.limits.child_cpu_s * paid_for)
         for stretch in stretches:
             frames, dim = stretch.features.shape
             message = {
@@ -112,7 +119,7 @@ def stream(frontend: Frontend, recording: int, sock: socket.socket, *, part: Par
 
 
 def arm_cpu_limit(seconds: int) -> None:
-    """Give the job now beginning `seconds` of CPU; SIGXCPU ends the process after that."""
+    """Give the job `seconds` of CPU from now on; SIGXCPU ends the process after that."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_s()) + 1 + seconds, hard))
 

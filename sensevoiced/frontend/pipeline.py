@@ -19,7 +19,7 @@ from sensevoiced.frontend.vad import Segment, VadOptions, VoiceDetector
 from sensevoiced.jobs import SAMPLE_RATE_HZ, Decoded, JobError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -106,11 +106,22 @@ class Frontend:
 class Pass:
     """One recording's pass through the front end: iterate stretches() to its end, then ask decoded()."""
 
-    def __init__(self, frontend: Frontend, recording: Recording, *, vad: bool) -> None:
-        """Begin with nothing read; without `vad` the whole recording becomes one utterance."""
+    def __init__(
+        self,
+        frontend: Frontend,
+        recording: Recording,
+        *,
+        vad: bool,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin with nothing read; without `vad` the whole recording becomes one utterance.
+
+        `between` is called after each track's part of each block: what it raises ends the pass.
+        """
         self._frontend = frontend
         self._recording = recording
         self._vad = vad
+        self._between = between
         self._tracks: list[_Track] = []
         self._decode_s = 0.0
 
@@ -118,6 +129,11 @@ class Pass:
     def decoded_s(self) -> float:
         """How far into the recording it is, in seconds."""
         return self._recording.position_s
+
+    @property
+    def tracks(self) -> int:
+        """How many channels are told apart; 0 while nothing has been decoded."""
+        return len(self._tracks)
 
     def decoded(self) -> Decoded:
         """Say how much audio there was, and what it cost in CPU seconds."""
@@ -155,12 +171,20 @@ class Pass:
             if not self._tracks:
                 self._tracks = [_Track(self._frontend, vad=self._vad) for _ in block]
             yield self._of_all(
-                [
+                self._each(
                     track.accept(samples) if samples.size else []
                     for track, samples in zip(self._tracks, block, strict=True)
-                ]
+                )
             )
-        yield self._of_all([track.finish() for track in self._tracks])
+        yield self._of_all(self._each(track.finish() for track in self._tracks))
+
+    def _each(self, found: Iterable[list[Stretch]]) -> list[list[Stretch]]:
+        """Gather what every track gives: a block of sixteen of them is half a second of work."""
+        gathered = []
+        for stretches in found:
+            gathered.append(stretches)
+            self._between()
+        return gathered
 
     def _of_all(self, found: list[list[Stretch]]) -> list[Stretch]:
         """Put the stretches of all tracks in their order of time, in seconds of the whole recording."""

@@ -280,7 +280,7 @@ class FrontendRun:
 
     def _close_source(self) -> None:
         if self._source_fd is not None:
-            close_later(self._source_fd)
+            close_later(self._source_fd, self._owner)
             self._source_fd = None
 
     def _close_descriptors(self) -> None:
@@ -300,7 +300,10 @@ def _called_off() -> JobError:
 def crash_sentence(returncode: int | None, cpu_s: int) -> str:
     """Say how a decoder ended, in one sentence for the client whose recording it was."""
     if returncode == -signal.SIGXCPU:
-        return f"Decoding this recording took more than {cpu_s} s of CPU, which is the limit."
+        return (
+            f"Decoding this recording took more than {cpu_s} s of CPU (for each channel with `split`), "
+            "which is the limit: cut it into shorter ones."
+        )
     if returncode is not None and returncode < 0:
         known = -returncode in set(signal.Signals)
         name = signal.Signals(-returncode).name if known else f"signal {-returncode}"

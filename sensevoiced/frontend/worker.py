@@ -70,7 +70,9 @@ def serve(frontend: Frontend, control: socket.socket) -> None:
     budget_s, begun_s = frontend.limits.child_cpu_s, cpu_s()
     soft, _ = resource.getrlimit(resource.RLIMIT_CPU)
     # A process that was taken over may ignore SIGXCPU, and nothing but its own messages tells how it gets on.
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, int(begun_s) + 2 * (budget_s + 1)))
+    # So this holds for good: the budget that jobs share, and that of one job with as many channels as may be.
+    most_s = (1 + frontend.limits.max_channels) * (budget_s + 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, int(begun_s) + most_s))
     for _ in range(MAX_JOBS):
         if not take(frontend, control) or cpu_s() - begun_s > budget_s:
             return
