@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 RECOVER_BATCHES = 256
 """Successful batches after which a lowered cap doubles: another process may have had the memory."""
+SMALL_FRAMES = 33
+"""Two seconds: a device without memory for so little serves nobody, whatever it did before."""
 
 
 class Item:
@@ -61,6 +63,8 @@ class Runner:
         self._most_frames = limits.max_batch_frames
         self._fatal = limits.max_failures_in_a_row
         self._clean_batches = 0
+        self._fits_frames = SMALL_FRAMES
+        """Of the longest utterance that is known to fit, or has to."""
         self.frames_cap = limits.max_batch_frames
         """LFR frames a batch may hold now: what suits the device, or less after a lack of memory."""
         self.batches = 0
@@ -69,7 +73,8 @@ class Runner:
         self.done = 0
         self.failed = 0
         self.failed_in_a_row = 0
-        """At least `max_failures_in_a_row` once the device is lost."""
+        """Failures since the last success that speak against the device (`_blames_the_device`); at least
+        `max_failures_in_a_row` once it is lost."""
         self.splits = 0
 
     def cap_frames(self, most: int) -> None:
@@ -125,9 +130,7 @@ class Runner:
         try:
             results = self._run([item.work for item in part])
         except (OutOfMemory, MemoryError) as error:
-            if learns:
-                self._learn(part, str(error))
-            return _TooBig("internal", "The device has too little memory for this utterance.")
+            lacking = str(error)
         except JobError as error:
             return JobError(error.code, error.message)
         except DeviceLost as error:
@@ -136,6 +139,15 @@ class Runner:
         except Exception:
             log.exception("the model failed on a batch of %d utterances", len(part))
             return JobError("internal", "The model failed on this utterance; the daemon's log says why.")
+        else:
+            return self._received(part, results)
+        # Out here, where what the batch held is free again: a line in the log needs memory too.
+        if learns:
+            self._learn(part, lacking)
+        return _TooBig("internal", too_big(part[0].work))
+
+    def _received(self, part: list[Item], results: list[Recognition]) -> list[Recognition] | JobError:
+        """Count a run that came to its end."""
         if len(results) != len(part):
             log.error("the model gave %d results for %d utterances", len(results), len(part))
             return JobError("internal", "The model failed on this utterance; the daemon's log says why.")
@@ -162,9 +174,31 @@ class Runner:
         )
 
     def _count(self, outcomes: list[Outcome]) -> None:
-        failed = sum(isinstance(outcome, JobError) for _, outcome in outcomes)
-        self.failed += failed
-        self.done += len(outcomes) - failed
-        self.failed_in_a_row = self.failed_in_a_row + failed if failed == len(outcomes) else 0
-        if any(isinstance(outcome, _Lost) for _, outcome in outcomes):
+        failures = [(item, error) for item, error in outcomes if isinstance(error, JobError)]
+        self.failed += len(failures)
+        self.done += len(outcomes) - len(failures)
+        if len(failures) < len(outcomes):
+            self.failed_in_a_row = 0
+            fitting = (item.frames for item, outcome in outcomes if isinstance(outcome, Recognition))
+            self._fits_frames = max(self._fits_frames, *fitting)
+        else:
+            self.failed_in_a_row += sum(self._blames_the_device(item, error) for item, error in failures)
+        if any(isinstance(error, _Lost) for _, error in failures):
             self.failed_in_a_row = max(self.failed_in_a_row, self._fatal)
+
+    def _blames_the_device(self, item: Item, error: JobError) -> bool:
+        """Say whether a failure tells that something is broken, and not that the machine is small.
+
+        A lack of memory does so only where as much did fit before, or where it is so little that it has to.
+        Else whoever sends what is too long for this machine would end the daemon for all; and it would come
+        back to the same requests on the same machine.
+        """
+        return not isinstance(error, _TooBig) or item.frames <= self._fits_frames
+
+
+def too_big(work: Work) -> str:
+    """Say in a sentence that one utterance is more than the device has memory for, and what helps."""
+    utterance, options = work
+    length_s = utterance.end_s - utterance.start_s
+    remedy = "set a smaller `max_utterance_s`" if options.vad else "leave VAD on, which divides it"
+    return f"The device has too little memory for an utterance of {length_s:.1f} s: {remedy}."
