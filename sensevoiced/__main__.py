@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(config: Config, parts: Parts, *, reread: Callable[[], Config]) -> int:
     """Run a daemon until it is told to stop; gives the exit status."""
     from sensevoiced.daemon import Daemon, StartError  # noqa: PLC0415 - `fetch` and `--help` do without
+    from sensevoiced.loop import Loop  # noqa: PLC0415 - the same
     from sensevoiced.serving.listener import ListenError  # noqa: PLC0415 - the same
 
     # systemd's watchdog ends a stuck daemon with SIGABRT: every thread's stack then goes to the log.
@@ -71,7 +72,8 @@ def serve(config: Config, parts: Parts, *, reread: Callable[[], Config]) -> int:
     slices.ask_for(slices.SHORT_NS)
     daemon = Daemon(config, parts, reread=reread)
     try:
-        status = asyncio.run(daemon.run())
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            status = runner.run(daemon.run())
     except ConfigError as error:
         status = _say(error, EX_CONFIG)
     except (ListenError, StartError) as error:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from sensevoiced import __version__, logs, notify
 from sensevoiced.backend import Backend
 from sensevoiced.config import Config, ConfigError
+from sensevoiced.descriptors import closing
 from sensevoiced.heartbeat import HEARTBEAT_S, Heartbeat
 from sensevoiced.jobs import JobError
 from sensevoiced.metrics import Metrics
 from sensevoiced.serving import listener
 from sensevoiced.serving.admission import Admission
 from sensevoiced.serving.server import Server
+from sensevoiced.serving.source import hanging
 from sensevoiced.settings import differences
 from svctl.wire import WireError
 
@@ -285,6 +287,7 @@ class Daemon:
             },
             "audio_s": round(metrics.audio_s, 3),
             "rtf": None if rtf is None else round(rtf, 6),
+            "files": {"hanging": len(hanging), "closing": len(closing)},
             "connections": self._admission.connections,
             "clients_rejected": metrics.clients_rejected,
             "connections_closed": dict(metrics.connections_closed),

@@ -1,25 +1,69 @@
-"""Closing descriptors that came from others; must import nothing but the standard library."""
+"""Closing descriptors that came from others, and how many of them hang; standard library only."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import threading
+from collections import Counter
+
+from sensevoiced import threads
+
+MAX_CLOSING, MAX_CLOSING_PER_USER = 256, 128
+"""Descriptors that are being closed at a time. A close takes microseconds, unless its file system does not
+answer: then it holds a thread and the descriptor for as long. Half of them is what one user's may hold."""
 
 
-def close_later(fd: int) -> None:
-    """Close a stranger's descriptor off the loop.
+class Closing:
+    """Descriptors on their way out, by whose they were; safe from any thread."""
+
+    def __init__(self) -> None:
+        """None so far."""
+        self._lock = threading.Lock()
+        self._of: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        """Count them."""
+        with self._lock:
+            return self._of.total()
+
+    def full(self, owner: int) -> bool:
+        """Say whether nothing more should be taken from this user, because too much of it may never go."""
+        with self._lock:
+            return self._of[owner] >= MAX_CLOSING_PER_USER or self._of.total() >= MAX_CLOSING
+
+    def began(self, owner: int) -> None:
+        """Count one in."""
+        with self._lock:
+            self._of[owner] += 1
+
+    def ended(self, owner: int) -> None:
+        """Count one out."""
+        with self._lock:
+            self._of[owner] -= 1
+            if not self._of[owner]:
+                del self._of[owner]
+
+
+closing = Closing()
+"""Of the process, as descriptors are."""
+
+
+def close_later(fd: int, owner: int) -> None:
+    """Close a descriptor of the user `owner` off the loop; it is closed once, whatever else fails.
 
     Any close of a FUSE file, and the last one of a socket that lingers, may block.
     """
+    closing.began(owner)
     try:
-        threading.Thread(target=_close, args=(fd,), name="close", daemon=True).start()
-    except RuntimeError:
+        threads.start(_close, fd, owner)
+    except (RuntimeError, MemoryError):
         # No thread can be started (a limit, or the interpreter ends), and a descriptor must not be lost.
-        _close(fd)
+        _close(fd, owner)
 
 
-def _close(fd: int) -> None:
+def _close(fd: int, owner: int) -> None:
     # What a file system has to say at a close concerns writers; the descriptor is gone in any case.
     with contextlib.suppress(OSError):
         os.close(fd)
+    closing.ended(owner)

@@ -6,6 +6,7 @@ Knows neither clients nor how batches come about.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -48,10 +49,12 @@ class Heartbeat:
         """Go on until cancelled. `give_up` is called where the engine fails at everything it is given."""
         began_s = time.monotonic()
         while True:
-            if loading():
-                self._while_loading(time.monotonic() - began_s)
-            else:
-                self._look_at(batches(), give_up)
+            # A lack of memory is no reason to fall silent for good: systemd would end everybody's work.
+            with contextlib.suppress(MemoryError):
+                if loading():
+                    self._while_loading(time.monotonic() - began_s)
+                else:
+                    self._look_at(batches(), give_up)
             await asyncio.sleep(self._every_s)
 
     def _while_loading(self, since_s: float) -> None:

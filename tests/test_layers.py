@@ -18,20 +18,23 @@ import svctl
 L0 = (
     *("sensevoiced", "sensevoiced.config", "sensevoiced.descriptors", "sensevoiced.features"),
     "sensevoiced.jobs",
-    *("sensevoiced.metrics", "sensevoiced.notify", "sensevoiced.slices"),
+    *("sensevoiced.metrics", "sensevoiced.notify", "sensevoiced.slices", "sensevoiced.threads"),
 )
 
 MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     # Nouns and settings: the standard library, and one another where one is below the other.
     ("sensevoiced", ()),
     ("sensevoiced.config", ()),
-    ("sensevoiced.descriptors", ()),
+    ("sensevoiced.threads", ()),
+    ("sensevoiced.descriptors", ("sensevoiced.threads",)),
     ("sensevoiced.features", ()),
     ("sensevoiced.jobs", ()),
     ("sensevoiced.metrics", ()),
     ("sensevoiced.notify", ()),
     ("sensevoiced.slices", ()),
     ("sensevoiced.logs", ()),
+    ("sensevoiced.shortage", ("svctl.wire",)),
+    ("sensevoiced.loop", ("sensevoiced.shortage",)),
     ("sensevoiced.settings", ("sensevoiced.config",)),
     (
         "sensevoiced.models",
@@ -70,7 +73,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
         (*L0, "sensevoiced.models", "sensevoiced.engine.*", "torch", "numpy", "sentencepiece"),
     ),
     # Serving: neither front end nor engine; the daemon hands it callables.
-    ("sensevoiced.serving*", (*L0, "sensevoiced.serving.*", "svctl.wire")),
+    ("sensevoiced.serving*", (*L0, "sensevoiced.shortage", "sensevoiced.serving.*", "svctl.wire")),
     # Where the rooms are joined.
     ("sensevoiced.stages", L0),
     (
@@ -106,7 +109,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
         "sensevoiced.__main__",
         (
             *(*L0, "sensevoiced.logs", "sensevoiced.settings", "sensevoiced.models", "sensevoiced.parts"),
-            *("sensevoiced.daemon", "sensevoiced.serving.listener"),
+            *("sensevoiced.daemon", "sensevoiced.loop", "sensevoiced.serving.listener"),
             *("sensevoiced.hub", "sensevoiced.hub_flags"),
         ),
     ),

@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 STOP_S = 5.0
 """How long `stop` waits for a running batch, because a thread cannot be interrupted."""
 
+_NO_MEMORY = "The daemon has too little memory for this."
 _LOST_THREAD = "The engine thread has ended; the daemon needs a restart."
 
 
@@ -187,8 +188,14 @@ class Batcher:
                 continue
             if isinstance(outcome, JobError):
                 item.future.set_exception(outcome)
+                continue
+            try:
+                found = Recognised(outcome, began_s, ended_s - texts_s, ended_s)
+            except MemoryError as error:
+                # For this one: the others of the batch have waited too.
+                item.future.set_exception(error)
             else:
-                item.future.set_result(Recognised(outcome, began_s, ended_s - texts_s, ended_s))
+                item.future.set_result(found)
 
     def _fail_all(self, code: str, message: str) -> None:
         with self._changed:
@@ -267,7 +274,11 @@ class Batcher:
             self._busy_since = began_s = time.monotonic()
         outcomes: list[Outcome] = []
         if call is None:
-            outcomes = self._runner.work_off(self._running)
+            try:
+                outcomes = self._runner.work_off(self._running)
+            except MemoryError:
+                # Not the model's, which divides a batch, but of the few lines around it: the thread stays.
+                self._to_loop(self._fail, self._running, "internal", _NO_MEMORY)
         else:
             call()
         ended_s = time.monotonic()

@@ -162,7 +162,8 @@ class Child:
             return
         try:
             message = unpack(data)
-        except ValueError:
+        except (ValueError, MemoryError):
+            # What it said is lost, and it will not say again that it is free.
             self.kill()
             return
         if message["type"] == "failed":
@@ -204,7 +205,7 @@ class Child:
 
     def _drain(self) -> None:
         # Its last words (`failed`) may come together with its end.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, MemoryError):
             while data := self._control.recv(MAX_CONTROL_BYTES):
                 message = unpack(data)
                 if message["type"] == "failed":

@@ -6,6 +6,7 @@ Must never import numpy or torch.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import os
@@ -229,9 +230,10 @@ class FrontendPool:
     def _try_spawn(self) -> None:
         try:
             self._spawn()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._failed_starts += 1
-            self._failure = f"no process can be started ({os.strerror(error.errno or 0)})"
+            number = error.errno if isinstance(error, OSError) else errno.ENOMEM
+            self._failure = f"no process can be started ({os.strerror(number or 0)})"
             if not any(child.ready for child in self._children):
                 self._give_up()
             # Else those who wait get the children there are, one after the other.

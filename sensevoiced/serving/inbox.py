@@ -31,9 +31,10 @@ class Inbox:
     """
 
     def __init__(
-        self, stream: Stream, limits: Callable[[], ServingConfig], working: Callable[[], bool]
+        self, stream: Stream, limits: Callable[[], ServingConfig], working: Callable[[], bool], owner: int
     ) -> None:
-        """`working` says whether it is our turn: a peer that waits for us is not idle."""
+        """`working` says whether it is our turn: who waits for us is not idle. `owner` is its user."""
+        self._owner = owner
         self._stream = stream
         self._limits = limits
         self._working = working
@@ -59,9 +60,10 @@ class Inbox:
         return self._fds.pop(0) if self._fds else None
 
     def close(self) -> None:
-        """Give back descriptors that nobody took."""
+        """Give back descriptors that nobody took, and bytes that are no message yet."""
+        self._reader = FrameReader(requests=True)
         while (fd := self.take_fd()) is not None:
-            close_later(fd)
+            close_later(fd, self._owner)
 
     async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
         """Messages, unchecked, until the peer ends its side.

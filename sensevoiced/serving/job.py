@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +84,7 @@ class Job:
         if self.upload is not None:
             self.upload.close()
         if self._fd is not None:
-            close_later(self._fd)
+            close_later(self._fd, self._ticket.uid)
             self._fd = None
 
     async def perform(self, service: Service, send: Callable[[bytes], Awaitable[None]]) -> Message:
@@ -142,13 +141,13 @@ class Job:
         if self._path is not None:
             path = self._path
             fd, size = await on_thread(
-                lambda: open_path(path), timeout_s, lambda opened: os.close(opened[0]), owner=owner
+                lambda: open_path(path, owner), timeout_s, lambda opened: opened[0], owner=owner
             )
         else:
             fd = self._take_fd()
             try:
-                size = await on_thread(lambda: examine(fd), timeout_s, lambda _: os.close(fd), owner=owner)
-            except WireError:
+                size = await on_thread(lambda: examine(fd, owner), timeout_s, lambda _: fd, owner=owner)
+            except (WireError, MemoryError):
                 self._fd = fd  # it was not even tried: still ours, and `dispose` closes it
                 raise
         self._fd = fd

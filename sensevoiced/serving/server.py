@@ -9,12 +9,15 @@ import asyncio
 import errno
 import logging
 import math
+import os
 from typing import TYPE_CHECKING
 
+from sensevoiced.descriptors import closing
 from sensevoiced.serving.board import Board
 from sensevoiced.serving.listener import peer_of
 from sensevoiced.serving.session import FAREWELL_S, Session
 from sensevoiced.serving.transport import ConnectionLost, Stream
+from sensevoiced.shortage import lacks_memory, out_of_memory
 from svctl.wire import WireError, encode, load_codec
 
 if TYPE_CHECKING:
@@ -93,13 +96,25 @@ class Server:
             except OSError as error:
                 if error.errno not in _SHORTAGES:
                     raise
-                if self._loop.time() - self._warned_s >= ACCEPT_PAUSE_S:
-                    self._warned_s = self._loop.time()
-                    log.warning("cannot accept connections for want of resources: %s", error.strerror)
-                self.stop_accepting()
-                self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self.start)
+                self._pause_for(error.strerror or "")
                 return
-            self._take(connection)
+            except MemoryError:
+                self._pause_for(os.strerror(errno.ENOMEM))
+                return
+            try:
+                self._take(connection)
+            except MemoryError:
+                connection.close()
+                self._pause_for(os.strerror(errno.ENOMEM))
+                return
+
+    def _pause_for(self, want: str) -> None:
+        """Accept nobody for a moment, in which what is wanting may come back."""
+        if self._loop.time() - self._warned_s >= ACCEPT_PAUSE_S:
+            self._warned_s = self._loop.time()
+            log.warning("cannot accept connections for want of resources: %s", want)
+        self.stop_accepting()
+        self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self.start)
 
     def _take(self, connection: socket.socket) -> None:
         limits = self._admission.limits
@@ -112,6 +127,7 @@ class Server:
             connection,
             max_write_buffer_bytes=limits.max_write_buffer_bytes,
             write_timeout_s=limits.write_timeout_s,
+            takes_descriptors=lambda: not closing.full(peer.uid),
         )
         try:
             self._admission.connect(peer.uid)
@@ -122,8 +138,12 @@ class Server:
             task.add_done_callback(self._turned_away.discard)
             task.add_done_callback(self._descriptor_is_back)
             return
-        session = Session(stream, peer, self._service, self._admission, self._metrics, self._board)
-        task = self._loop.create_task(self._serve(session, stream, peer.uid))
+        try:
+            session = Session(stream, peer, self._service, self._admission, self._metrics, self._board)
+            task = self._loop.create_task(self._serve(session, stream, peer.uid))
+        except MemoryError:
+            self._admission.disconnect(peer.uid)
+            raise
         self._sessions[task] = session
         task.add_done_callback(self._sessions.pop)
         task.add_done_callback(self._descriptor_is_back)
@@ -135,22 +155,39 @@ class Server:
             self.start()
 
     async def _serve(self, session: Session, stream: Stream, uid: int) -> None:
-        """Around one connection: one of the two places that catch everything."""
         try:
-            await session.run()
-        except Exception:
-            log.exception("a connection of uid %d met a defect", uid)
-            self._metrics.connections_closed["internal"] += 1
-            error = WireError("internal", "The daemon met a defect; its log has the details.")
-            await _turn_away(stream, error)
+            farewell = await self._caught(session, uid)
+            if farewell is not None:
+                await _turn_away(stream, farewell)
+        except MemoryError:
+            # Not even for a farewell: the end of the connection has to tell.
+            pass
         finally:
             stream.close()
             self._admission.disconnect(uid)
+
+    async def _caught(self, session: Session, uid: int) -> WireError | None:
+        """Around one connection: one of the two places that catch everything.
+
+        Gives what the peer is told where something was caught.
+        """
+        try:
+            await session.run()
+        except Exception as error:
+            if lacks_memory(error):
+                found = out_of_memory()
+                log.warning("a connection of uid %d is ended for want of memory", uid)
+            else:
+                found = WireError("internal", "The daemon met a defect; its log has the details.")
+                log.exception("a connection of uid %d met a defect", uid)
+            self._metrics.connections_closed[found.code] += 1
+            return found
+        return None
 
 
 async def _turn_away(stream: Stream, error: WireError) -> None:
     try:
         await stream.send(encode(error.to_message()))
         await stream.finish(FAREWELL_S)
-    except ConnectionLost:
+    except (ConnectionLost, MemoryError):
         stream.close()

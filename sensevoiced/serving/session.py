@@ -16,7 +16,8 @@ from sensevoiced.descriptors import close_later
 from sensevoiced.jobs import JobError
 from sensevoiced.serving.inbox import Inbox
 from sensevoiced.serving.job import Job
-from sensevoiced.serving.transport import SHORTAGE_RETRY_MS, ConnectionLost
+from sensevoiced.serving.transport import ConnectionLost
+from sensevoiced.shortage import RETRY_MS, out_of_memory
 from svctl.wire import REQUESTS, VERSION_MAJOR, VERSION_MINOR, ProtocolError, WireError, check, encode
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Session:
         self._metrics = metrics
         self._board = board
         self._loop = asyncio.get_running_loop()
-        self._inbox = Inbox(stream, lambda: admission.limits, self._working)
+        self._inbox = Inbox(stream, lambda: admission.limits, self._working, peer.uid)
         self._greeted = False
         self._jobs: dict[int, Job] = {}
         self._orphans: dict[int, None] = {}
@@ -88,6 +89,7 @@ class Session:
         What is raised is a defect, ours or a part's.
         """
         farewell: WireError | None = None
+        lacking = False
         try:
             async with asyncio.TaskGroup() as self._group:
                 try:
@@ -99,12 +101,18 @@ class Session:
                     pass
                 except WireError as error:
                     farewell = error
+                except MemoryError:
+                    lacking = True
                 finally:
                     self._drop_all()
         finally:
             if self._ticking is not None:
                 self._ticking.cancel()
             self._inbox.close()
+        if lacking:
+            # Part of what the peer sent is lost, and which part nobody knows. Down here, where what has been
+            # received is given back, and there is room for the answer.
+            farewell = out_of_memory()
         if farewell is not None:
             self._metrics.connections_closed[farewell.code] += 1
             log.debug("closing a connection of uid %d: %s", self._peer.uid, farewell.message)
@@ -135,7 +143,7 @@ class Session:
             if raw["type"] == "transcribe":
                 # What came with it, and what will still come, is refused with it.
                 if raw.get("source") == "fd" and (fd := self._inbox.take_fd()) is not None:
-                    close_later(fd)
+                    close_later(fd, self._peer.uid)
                 if raw.get("source") == "stream" and error.request is not None:
                     self._orphan(error.request)
             await self._stream.send(encode(error.to_message()))
@@ -215,14 +223,23 @@ class Session:
             ticket.release()
             self._metrics.jobs_rejected += 1
             sentence = "The daemon has no descriptor left for another upload."
-            raise WireError("busy", sentence, request=request, retry_after_ms=SHORTAGE_RETRY_MS) from None
+            raise WireError("busy", sentence, request=request, retry_after_ms=RETRY_MS) from None
+        except MemoryError:
+            ticket.release()
+            if fd is not None:
+                close_later(fd, self._peer.uid)
+            raise
         self._jobs[request] = job
         self._idle.clear()
-        taken_off = self._board.add(self._peer, job, lambda: self._end_for_another(job))
-        job.task = self._group.create_task(self._work(job))
-        # Not a `finally` in the task: one that is cancelled before its first step never runs.
-        job.task.add_done_callback(lambda _: job.dispose())
-        job.task.add_done_callback(lambda _: taken_off())
+        try:
+            taken_off = self._board.add(self._peer, job, lambda: self._end_for_another(job))
+            job.task = self._group.create_task(self._work(job))
+            # Not a `finally` in the task: one that is cancelled before its first step never runs.
+            job.task.add_done_callback(lambda _: job.dispose())
+            job.task.add_done_callback(lambda _: taken_off())
+        except MemoryError:
+            job.dispose()
+            raise
         if self._ticking is None:
             self._ticking = self._loop.call_later(PROGRESS_INTERVAL_S, self._tick)
 
@@ -267,21 +284,27 @@ class Session:
 
         Anything else that is raised is a defect, and ends the connection.
         """
+        failure: WireError | None = None
         try:
             done = await job.perform(self._service, self._stream.send)
         except JobError as error:
-            await self._fail(job, WireError(error.code, error.message))
+            failure = WireError(error.code, error.message)
         except WireError as error:
-            await self._fail(job, error)
+            failure = error
+        except MemoryError:
+            failure = out_of_memory()
         except ConnectionLost:
             self._drop(job)
-        else:
-            if self._take_off(job):
-                self._metrics.jobs_done += 1
-                if not job.fed:
-                    self._orphan(job.id)
-                await self._tell(done)
-                self._ended()
+            return
+        if failure is not None:
+            # Out here, where no traceback holds what the job held.
+            await self._fail(job, failure)
+        elif self._take_off(job):
+            self._metrics.jobs_done += 1
+            if not job.fed:
+                self._orphan(job.id)
+            await self._tell(done)
+            self._ended()
 
     async def _fail(self, job: Job, error: WireError) -> None:
         """End a request with an error, unless it has its terminal event already."""

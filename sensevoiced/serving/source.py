@@ -16,11 +16,12 @@ import os
 import stat
 import threading
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from sensevoiced import threads
 from sensevoiced.descriptors import close_later
 from sensevoiced.jobs import JobError
-from sensevoiced.serving.transport import SHORTAGE_RETRY_MS
+from sensevoiced.shortage import RETRY_MS
 from svctl.wire import WireError
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class Hanging:
         self._lock = threading.Lock()
         self._calls: set[_Call] = set()
 
+    def __len__(self) -> int:
+        """Count them."""
+        with self._lock:
+            return len(self._calls)
+
     def check(self, owner: int) -> None:
         """Raise WireError `busy` where there are too many for one more to be risked."""
         with self._lock:
@@ -69,7 +75,7 @@ class Hanging:
             sentence = (
                 f"{len(owners)} files are on file systems that do not answer, {own} of them user {owner}'s."
             )
-            raise WireError("busy", sentence, retry_after_ms=SHORTAGE_RETRY_MS)
+            raise WireError("busy", sentence, retry_after_ms=RETRY_MS)
 
     def given_up(self, call: _Call) -> None:
         """Count a call from here on, unless it is over."""
@@ -84,14 +90,14 @@ class Hanging:
             self._calls.discard(call)
 
 
-_hanging = Hanging()
+hanging = Hanging()
 """Of the process, as threads are."""
 
 
 async def on_thread(
     work: Callable[[], _T],
     timeout_s: float,
-    dispose: Callable[[_T], None] = lambda _: None,
+    descriptor: Callable[[_T], int],
     *,
     owner: int,
 ) -> _T:
@@ -100,69 +106,65 @@ async def on_thread(
     Raises JobError `timeout`, and WireError `busy` where too many hang already: `work` is not tried then.
 
     A thread of its own, not a pool's: calls that hang must neither take the turns of others nor hold up the
-    exit of the process. Where nobody waits for the result any more it goes to `dispose`.
+    exit of the process. Where nobody waits for the result any more, its `descriptor` is closed.
     """
-    _hanging.check(owner)
+    hanging.check(owner)
     call = _Call(owner)
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 
     def settle(result: _T | None, error: BaseException | None) -> None:
         if future.done():
-            if error is None:
-                _dispose_later(dispose, result)
-        elif error is None:
-            future.set_result(result)  # type: ignore[arg-type]  # None only where _T is
-        else:
+            if result is not None:
+                close_later(descriptor(result), owner)
+        elif result is not None:
+            future.set_result(result)
+        elif error is not None:
             future.set_exception(error)
 
     def main() -> None:
         try:
             result = work()
-        except (OSError, ValueError, JobError) as error:
+        except (OSError, ValueError, JobError, MemoryError) as error:
             outcome: tuple[_T | None, BaseException | None] = (None, error)
         else:
             outcome = (result, None)
         finally:
-            _hanging.over(call)
+            hanging.over(call)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(settle, *outcome)
 
     try:
-        threading.Thread(target=main, name="source", daemon=True).start()
-    except RuntimeError:
-        sentence = "The daemon can start no further thread."
-        raise WireError("busy", sentence, retry_after_ms=SHORTAGE_RETRY_MS) from None
-    try:
         async with asyncio.timeout(timeout_s):
-            return await _or_dispose(future, dispose)
+            _start(main, call)
+            return await _or_close(future, descriptor, owner)
     except TimeoutError:
         raise JobError("timeout", f"The file's file system did not answer within {timeout_s:g} s.") from None
     finally:
-        _hanging.given_up(call)
+        hanging.given_up(call)
 
 
-async def _or_dispose(future: asyncio.Future[_T], dispose: Callable[[_T], None]) -> _T:
+def _start(main: Callable[[], None], call: _Call) -> None:
+    try:
+        threads.start(main)
+    except (RuntimeError, MemoryError):
+        hanging.over(call)
+        sentence = "The daemon can start no further thread."
+        raise WireError("busy", sentence, retry_after_ms=RETRY_MS) from None
+
+
+async def _or_close(future: asyncio.Future[_T], descriptor: Callable[[_T], int], owner: int) -> _T:
     try:
         return await future
     except asyncio.CancelledError:
         # The result may have come in the very turn in which we are cancelled.
         if future.done() and not future.cancelled() and future.exception() is None:
-            _dispose_later(dispose, future.result())
+            close_later(descriptor(future.result()), owner)
         raise
 
 
-def _dispose_later(dispose: Callable[[_T], None], result: Any) -> None:
-    def work() -> None:
-        # A file system that has gone meanwhile says so at the close; the descriptor is gone in any case.
-        with contextlib.suppress(OSError):
-            dispose(result)
-
-    threading.Thread(target=work, daemon=True).start()
-
-
-def examine(fd: int) -> int:
-    """Size in bytes of a readable regular file or memfd.
+def examine(fd: int, owner: int) -> int:
+    """Size in bytes of a readable regular file or memfd of the user `owner`.
 
     Anything else is closed, and JobError `bad_input` raised.
     """
@@ -178,12 +180,13 @@ def examine(fd: int) -> int:
         else:
             kind = next((name for test, name in _KINDS if test(found.st_mode)), "of no kind that holds audio")
             refusal = f"Only regular files can be transcribed, and this is {kind}."
-    close_later(fd)
-    raise JobError("bad_input", refusal)
+    told = JobError("bad_input", refusal)
+    close_later(fd, owner)  # last: what else may fail here leaves the descriptor with the caller
+    raise told
 
 
-def open_path(path: str) -> tuple[int, int]:
-    """Open a file by name, for our own user only: (descriptor, size). Raises JobError.
+def open_path(path: str, owner: int) -> tuple[int, int]:
+    """Open a file by name, for our own user `owner` only: (descriptor, size). Raises JobError.
 
     O_NONBLOCK, because opening a FIFO would wait for a writer; O_NOCTTY, because a terminal would become
     ours.
@@ -200,7 +203,7 @@ def open_path(path: str) -> tuple[int, int]:
         raise JobError(code, f"The file cannot be opened: {error.strerror}.") from None
     except ValueError:
         raise JobError("not_found", "The file cannot be opened: its name holds a zero byte.") from None
-    return fd, examine(fd)
+    return fd, examine(fd, owner)
 
 
 class Upload:

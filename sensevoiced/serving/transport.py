@@ -14,18 +14,23 @@ import contextlib
 import os
 import select
 import socket
+from typing import TYPE_CHECKING
 
+from sensevoiced.shortage import RETRY_MS
 from svctl.wire import ProtocolError, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RECEIVE_BYTES = 64 * 2**10
 """Per recvmsg: what a Unix socket holds by default is about 200 KiB, and one connection's turn on the loop
 should be short."""
 
-SHORTAGE_RETRY_MS = 1_000
-"""When to come back to a daemon that has run out of descriptors or threads: requests end all the time."""
 HANG_UP_POLL_S = 0.5
 """How often a hang-up is looked for where there is no descriptor left to be told of it."""
 
+_NONE_LEFT = "The daemon has no descriptor left to receive the file's."
+_NONE_TAKEN = "Too many files are on file systems that do not answer when they are closed."
 _ONE_FD = socket.CMSG_LEN(array.array("i").itemsize)
 """Exactly one descriptor: CMSG_SPACE would leave room for two, thanks to its padding. The kernel closes what
 does not fit."""
@@ -41,12 +46,20 @@ class Stream:
     Reading happens only when asked for, so whoever stops asking holds the peer back.
     """
 
-    def __init__(self, sock: socket.socket, *, max_write_buffer_bytes: int, write_timeout_s: float) -> None:
-        """Take the socket over."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        max_write_buffer_bytes: int,
+        write_timeout_s: float,
+        takes_descriptors: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Take the socket over; `takes_descriptors` is asked before anything is received."""
         sock.setblocking(False)
         self._sock = sock
         self._fd = sock.fileno()
         self._loop = asyncio.get_running_loop()
+        self._takes_descriptors = takes_descriptors
         self._max_out = max_write_buffer_bytes
         self._write_timeout_s = write_timeout_s
         self._out = bytearray()
@@ -57,12 +70,13 @@ class Stream:
         """Wait for bytes, and the descriptor that came with them; `b""` at the end of the stream.
 
         The caller owns the descriptor. Raises ProtocolError for more than one, WireError `busy` where we had
-        none free to receive it, and ConnectionLost where the peer has gone.
+        none free to receive it or take none, and ConnectionLost where the peer has gone.
         """
         while True:
+            taking = self._takes_descriptors()
             try:
                 data, ancillary, flags, _ = self._sock.recvmsg(
-                    RECEIVE_BYTES, _ONE_FD, socket.MSG_CMSG_CLOEXEC
+                    RECEIVE_BYTES, _ONE_FD if taking else 0, socket.MSG_CMSG_CLOEXEC
                 )
             except (BlockingIOError, InterruptedError):
                 await self._readable()
@@ -75,8 +89,8 @@ class Stream:
                     os.close(fd)
                 if descriptors:
                     raise ProtocolError("protocol", "More than one descriptor came with one message.")
-                sentence = "The daemon has no descriptor left to receive the file's."
-                raise WireError("busy", sentence, retry_after_ms=SHORTAGE_RETRY_MS)
+                sentence = _NONE_LEFT if taking else _NONE_TAKEN
+                raise WireError("busy", sentence, retry_after_ms=RETRY_MS)
             return data, descriptors[0] if descriptors else None
 
     async def _readable(self) -> None:

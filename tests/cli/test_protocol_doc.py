@@ -13,6 +13,7 @@ import pytest
 
 import svctl
 from sensevoiced.config import FrontendConfig, ServingConfig
+from sensevoiced.descriptors import MAX_CLOSING, MAX_CLOSING_PER_USER
 from sensevoiced.jobs import Timings
 from sensevoiced.serving.session import FAREWELL_S
 from sensevoiced.serving.source import MAX_HANGING, MAX_HANGING_PER_USER
@@ -156,8 +157,8 @@ def test_errors_and_limits_are_those_of_the_code():
             assert f"| `{name}` | {getattr(limits, name):.0f} |" in document(), name
     assert FAREWELL_S == 1.0
     assert "has one second to take that in" in document()
-    text = f"while {MAX_HANGING_PER_USER} files of one user ({MAX_HANGING} of all)"
-    assert text in document()
+    assert f"while {MAX_HANGING_PER_USER} files of one user ({MAX_HANGING} of all)" in document()
+    assert f"While {MAX_CLOSING_PER_USER} descriptors of one user ({MAX_CLOSING} of all)" in document()
 
 
 def test_every_stage_is_explained():

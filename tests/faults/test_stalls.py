@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from harness.daemon import wait_until
-from harness.decoding import CHILDREN, DecodingDaemon, ask, children_of, one_for_all, refusal, timed
+from harness.decoding import CHILDREN, DecodingDaemon, ask, children_of, one_for_all, refusal, timed, upload
 from harness.demo import sample, wav
 from harness.figures import note, within
 from harness.fuse import FLUSH, GETATTR, READ, UNUSABLE, USABLE, FuseFile
 from harness.wire_client import texts
+
+from sensevoiced.descriptors import MAX_CLOSING_PER_USER
 
 DEADLINE_S, OPEN_S = 1.5, 1.0
 SETTINGS = f"""
@@ -170,6 +173,26 @@ def test_f22_a_file_system_that_does_not_answer_a_close(daemon, fuse, record_pro
         record_property,
         f"closes that hang: answered in {max(took):.2f} s; {CHILDREN} children lost, next in {took_s:.2f} s",
     )
+
+
+@needs_fuse
+def test_f22_closes_that_hang_are_bounded(daemon, fuse, record_property):
+    """A refused request has brought a descriptor too; with so many that do not go, a user gets no more in."""
+    (file,) = fuse(1, FLUSH)
+    threads = daemon.threads()
+    with daemon.client() as client:
+        with contextlib.suppress(ConnectionError):
+            for n in range(2 * MAX_CLOSING_PER_USER):
+                client.transcribe(n, file.fd, language="klingon")
+        codes = [message["code"] for message in client.until_closed()]
+    assert codes == ["invalid_request"] * MAX_CLOSING_PER_USER + ["busy"]
+    assert daemon.status()["files"] == {"hanging": 0, "closing": MAX_CLOSING_PER_USER}
+    assert daemon.threads() <= threads + MAX_CLOSING_PER_USER
+    with daemon.client() as client:
+        assert upload(client, 1, [RECORDING])[-1]["type"] == "done", "who sends no descriptor is served"
+    file.release()
+    daemon.wait_status(lambda status: status["files"]["closing"] == 0, "all are closed")
+    note(record_property, f"{MAX_CLOSING_PER_USER} closes hang at most, then `busy`")
 
 
 @needs_fuse

@@ -12,116 +12,18 @@ import threading
 import pytest
 from harness.daemon import wait_until
 from harness.fakes import recognised
-from harness.wire_client import WireClient, memfd
+from harness.sessions import SELF, STRANGER, Running, Service, Transcript
+from harness.wire_client import memfd
 
+from sensevoiced import threads
 from sensevoiced.config import ServingConfig
-from sensevoiced.jobs import Decoded, JobError, Options, Timings, Word
-from sensevoiced.metrics import Metrics
+from sensevoiced.jobs import JobError, Options, Timings, Word
 from sensevoiced.serving import job, source
-from sensevoiced.serving.admission import Admission
-from sensevoiced.serving.board import Board
 from sensevoiced.serving.inbox import Inbox
 from sensevoiced.serving.listener import Peer
 from sensevoiced.serving.service import Segment
-from sensevoiced.serving.session import Session
 from sensevoiced.serving.transport import Stream
 from svctl.wire import WireError
-
-STRANGER = Peer(pid=1, uid=65533, gid=65533)
-SELF = Peer(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid())
-
-
-class Transcript:
-    """Yields what it was given; waits where it meets an event."""
-
-    def __init__(self, source_fd, steps):
-        self._source_fd, self._steps = source_fd, steps
-        self.decoded_s, self.recognised_s = 12.34567, 4.0
-        self.decoded = Decoded(7.0004, truncated=True)
-        self.timings = Timings(queued_s=0.25)
-        self.closed = 0
-
-    async def __aiter__(self):
-        for step in self._steps:
-            if isinstance(step, asyncio.Event):
-                await step.wait()
-            elif isinstance(step, Exception):
-                raise step
-            else:
-                yield step
-
-    async def aclose(self):
-        self.closed += 1
-        if self.closed == 1:
-            os.close(self._source_fd)
-
-
-class Service:
-    """Serving's Service, by script."""
-
-    def __init__(self, steps=()):
-        self.steps = steps
-        self.asked = []
-        self.accepting = True
-        self.model = "scripted"
-        self.reload_answer = "Nothing to apply."
-
-    async def ready(self):
-        pass
-
-    def transcribe(self, source_fd, options, *, label, owner):
-        self.owner = owner
-        self.asked.append((options, label))
-        return Transcript(source_fd, self.steps)
-
-    async def status(self):
-        return {"state": "scripted"}
-
-    async def reload(self):
-        if isinstance(self.reload_answer, Exception):
-            raise self.reload_answer
-        return self.reload_answer
-
-
-class Running:
-    """A session on a loop of its own thread, and a client at its other end."""
-
-    def __init__(self, service, peer=SELF, **limits):
-        self.service, self.metrics, self.board = service, Metrics(), Board()
-        self.admission = Admission(dataclasses.replace(ServingConfig(), **limits), lambda: None)
-        ours, theirs = socket.socketpair()
-        self.error = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._main, args=(ours, peer))
-        self._thread.start()
-        self.client = WireClient(theirs)
-
-    def _main(self, sock, peer):
-        async def run():
-            stream = Stream(sock, max_write_buffer_bytes=2**21, write_timeout_s=5.0)
-            self.session = Session(stream, peer, self.service, self.admission, self.metrics, self.board)
-            try:
-                await self.session.run()
-            finally:
-                stream.close()
-
-        try:
-            self._loop.run_until_complete(run())
-        except* RuntimeError as error:
-            self.error = error
-
-    def call(self, function):
-        self._loop.call_soon_threadsafe(function)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.client.close()
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-        self._loop.close()
-
 
 SEGMENT = Segment(
     0,
@@ -318,9 +220,9 @@ def test_files_on_hanging_file_systems_are_busy_above_a_limit(monkeypatch):
     """Each holds a thread for as long as it hangs; what is beyond the limit is refused and given back."""
     wall = threading.Event()
 
-    def examine(fd):
+    def examine(fd, owner):
         assert wall.wait(30)
-        return source.examine(fd)
+        return source.examine(fd, owner)
 
     monkeypatch.setattr(job, "examine", examine)
     monkeypatch.setattr(source, "MAX_HANGING_PER_USER", 2)
@@ -330,27 +232,23 @@ def test_files_on_hanging_file_systems_are_busy_above_a_limit(monkeypatch):
         (error,) = running.client.ask(3, memfd(b"x"))
         assert (error["code"], error["retryable"]) == ("busy", True)
         wall.set()
-        wait_until(lambda: not source._hanging._calls, "the file systems answer")
+        wait_until(lambda: not source.hanging, "the file systems answer")
         assert running.client.ask(4, memfd(b"x"))[-1]["type"] == "done"
-    assert not source._hanging._calls
+    assert not source.hanging
 
 
 def test_a_thread_that_cannot_be_started_is_busy(monkeypatch):
     """The request is refused, and nothing stays counted."""
 
-    class NoThread:
-        def __init__(self, **_):
-            pass
-
-        def start(self):
-            raise RuntimeError("can't start new thread")
+    def start(*_):
+        raise RuntimeError("can't start new thread")
 
     with Running(Service([SEGMENT])) as running:
         with monkeypatch.context() as patched:
-            patched.setattr(source.threading, "Thread", NoThread)
+            patched.setattr(threads, "start", start)
             assert running.client.ask(1, memfd(b"x"))[-1]["code"] == "busy"
         assert running.client.ask(2, memfd(b"x"))[-1]["type"] == "done"
-    assert not source._hanging._calls
+    assert not source.hanging
 
 
 def test_the_idle_time_begins_when_the_last_request_has_ended():
@@ -363,7 +261,7 @@ def test_the_idle_time_begins_when_the_last_request_has_ended():
         limits = ServingConfig(idle_timeout_s=idle_s)
         stream = Stream(ours, max_write_buffer_bytes=2**21, write_timeout_s=5.0)
         working, ended_s = True, 0.0
-        inbox = Inbox(stream, lambda: limits, lambda: working)
+        inbox = Inbox(stream, lambda: limits, lambda: working, 1_000)
         inbox.greet()
 
         def end():

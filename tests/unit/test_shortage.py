@@ -1,0 +1,244 @@
+"""A MemoryError of the daemon itself costs the request or the connection it comes up in, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from types import SimpleNamespace
+
+import pytest
+from harness.daemon import wait_until
+from harness.pools import descriptors
+from harness.sessions import Running, Service
+from harness.wire_client import WireClient, memfd
+
+from sensevoiced import threads
+from sensevoiced.config import Config, ServingConfig
+from sensevoiced.descriptors import close_later, closing
+from sensevoiced.frontend.child import Child
+from sensevoiced.heartbeat import Heartbeat
+from sensevoiced.loop import Loop
+from sensevoiced.metrics import Metrics
+from sensevoiced.serving import listener, server, session, source
+from sensevoiced.serving.admission import Admission
+from sensevoiced.serving.inbox import Inbox
+from sensevoiced.serving.session import Session
+from sensevoiced.shortage import lacks_memory
+from svctl.wire import FrameReader
+
+LIMIT_S = 30.0
+
+
+def lacking(real):
+    """A function that fails for want of memory the first time, and then is `real`."""
+    failed = []
+
+    def function(*args, **options):
+        if not failed:
+            failed.append(args)
+            raise MemoryError
+        return real(*args, **options)
+
+    return function
+
+
+def test_only_lacks_of_memory_are_one():
+    """A group is one where all of it is; another error in it is a defect that has to be seen."""
+    assert lacks_memory(MemoryError())
+    assert lacks_memory(ExceptionGroup("", [MemoryError(), ExceptionGroup("", [MemoryError()])]))
+    assert not lacks_memory(ExceptionGroup("", [MemoryError(), ValueError()]))
+    assert not lacks_memory(ValueError())
+
+
+@pytest.mark.parametrize("where", ["at once", "on the way", "examining", "starting a thread"])
+def test_in_a_request_it_costs_the_request(monkeypatch, where):
+    """It is told `busy` and when to come back; the next one on the same connection is served."""
+    service = Service([MemoryError()] if where == "on the way" else [])
+    if where == "at once":
+        monkeypatch.setattr(service, "transcribe", lacking(service.transcribe))
+    elif where == "examining":
+        monkeypatch.setattr(source.fcntl, "fcntl", lacking(source.fcntl.fcntl))
+    elif where == "starting a thread":
+        monkeypatch.setattr(source.threads, "start", lacking(source.threads.start))
+    with Running(service) as running:
+        (error,) = running.client.ask(1, memfd(b"x"))
+        assert (error["type"], error["code"], error["id"]) == ("error", "busy", 1)
+        assert error["retry_after_ms"] > 0
+        service.steps = []
+        assert running.client.ask(2, memfd(b"x"))[-1]["type"] == "done"
+        wait_until(lambda: running.admission.jobs == 0, "nothing stays counted")
+    assert running.error is None
+    assert not source.hanging
+
+
+@pytest.mark.parametrize("method", ["feed", "messages"])
+def test_in_what_is_received_it_costs_the_connection(monkeypatch, method):
+    """Bytes are lost with it, so the peer is told once and cut off, with its unfinished requests."""
+    with Running(Service([asyncio.Event()])) as running:
+        running.client.transcribe(1, memfd(b"x"))
+        running.client.ping()
+        monkeypatch.setattr(FrameReader, method, lacking(getattr(FrameReader, method)))
+        running.client.send({"type": "ping", "id": 2})
+        *_, error = running.client.until_closed()
+        assert (error["code"], error["id"], error["retryable"]) == ("busy", None, True)
+    assert running.error is None
+    assert running.admission.jobs == 0
+    assert running.metrics.connections_closed == {"busy": 1}
+
+
+@pytest.mark.parametrize("what", ["its job is made", "its task is made"])
+def test_in_the_beginning_of_a_request_it_leaves_nothing(monkeypatch, what):
+    """Neither a place among the admitted nor a descriptor."""
+    before = descriptors()
+    with Running(Service()) as running:
+        if what == "its job is made":
+            monkeypatch.setattr(session, "Job", lacking(session.Job))
+        else:
+            monkeypatch.setattr(running.board, "add", lacking(running.board.add))
+        fd = memfd(b"x")
+        running.client.transcribe(1, fd)
+        os.close(fd)
+        assert [message["code"] for message in running.client.until_closed()] == ["busy"]
+        assert not running.admission.jobs
+    wait_until(lambda: descriptors() <= before, "every descriptor closed")
+
+
+@contextlib.contextmanager
+def serving(path, service):
+    """A server on the daemon's loop, in a thread of its own."""
+    running = SimpleNamespace(metrics=Metrics(), admission=Admission(ServingConfig(), lambda: None))
+    ready, stop = threading.Event(), None
+
+    async def scene():
+        nonlocal stop
+        running.loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        door = listener.bind(path, 0o600, 16)
+        one = server.Server(door, service, running.admission, running.metrics)
+        one.start()
+        ready.set()
+        await stop.wait()
+        await one.close(stop)
+        door.close()
+
+    def main():
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(scene())
+
+    thread = threading.Thread(target=main)
+    thread.start()
+    assert ready.wait(LIMIT_S)
+    try:
+        yield running
+    finally:
+        running.loop.call_soon_threadsafe(stop.set)
+        thread.join(LIMIT_S)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("when", ["its session is made", "its session ends", "it is told of that"])
+def test_around_a_connection_it_costs_that_one(tmp_path, monkeypatch, caplog, when):
+    """One error or the bare end, no traceback in the log; others come in and are served, nothing stays."""
+    monkeypatch.setattr(server, "ACCEPT_PAUSE_S", 0.05)
+    with serving(tmp_path / "s", Service()) as running:
+        if when == "its session is made":
+            monkeypatch.setattr(server, "Session", lacking(Session))
+        else:
+            monkeypatch.setattr(Inbox, "close", lacking(Inbox.close))
+        if when == "it is told of that":
+            monkeypatch.setattr(server, "_turn_away", lacking(server._turn_away))
+        with WireClient(tmp_path / "s", hello=False) as client:
+            client.send_raw(b"\xff" * 4)
+            said = [message["code"] for message in client.until_closed()]
+        expected = {"its session is made": [], "its session ends": ["busy"], "it is told of that": []}
+        assert said == expected[when]
+        with WireClient(tmp_path / "s") as client:
+            assert client.ask(1, memfd(b"x"))[-1]["type"] == "done"
+            assert running.admission.connections == 1
+    assert "Traceback" not in caplog.text
+    assert "defect" not in caplog.text
+
+
+def test_accepting_pauses_and_goes_on(tmp_path, monkeypatch, caplog):
+    """As with a lack of descriptors: whoever knocked waits, and is let in a moment later."""
+    monkeypatch.setattr(server, "ACCEPT_PAUSE_S", 0.05)
+    with serving(tmp_path / "s", Service()):
+        monkeypatch.setattr(listener.socket.socket, "accept", lacking(listener.socket.socket.accept))
+        with WireClient(tmp_path / "s") as client:
+            assert client.ping()["type"] == "pong"
+    assert "cannot accept connections for want of resources: Cannot allocate memory" in caplog.text
+
+
+def test_the_loop_goes_on(caplog):
+    """Whether it comes up in asyncio's own lines, in a callback, or in a task that nobody awaits."""
+    caplog.set_level(logging.WARNING)
+    turns = []
+
+    async def scene():
+        loop = asyncio.get_running_loop()
+        loop._selector.select = lacking(loop._selector.select)
+        await asyncio.sleep(0.01)
+        turns.append("after a lack in between")
+        loop.call_soon(lacking(None))
+        task = asyncio.create_task(failing())
+        await asyncio.wait([task])
+        del task
+        await asyncio.sleep(0)
+        turns.append("after lacks in a callback and a task")
+        loop.call_exception_handler({"message": "another", "exception": ValueError("as ever")})
+
+    async def failing():
+        raise MemoryError
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(scene())
+    assert len(turns) == 2
+    lacks = [record.getMessage() for record in caplog.records if "too little memory" in record.getMessage()]
+    assert lacks == ["too little memory between two of the event loop's turns"]
+    assert "as ever" in caplog.text
+
+
+def test_the_heart_beats_on(tmp_path):
+    """One look at the engine that fails is no silence, after which systemd would end everybody's work."""
+    told, enough = [], asyncio.Event()
+
+    class Manager:
+        def watchdog(self):
+            told.append("alive")
+            enough.set()
+
+    looks = lacking(lambda: SimpleNamespace(oldest_batch_age_s=0.0, failed_in_a_row=0))
+    config = Config(socket=tmp_path, models_dir=tmp_path)
+    heart = Heartbeat(Manager(), config, model="m", watchdog_s=0.03)
+
+    async def scene():
+        beating = asyncio.create_task(heart.run(lambda: False, looks, pytest.fail))
+        async with asyncio.timeout(LIMIT_S):
+            await enough.wait()
+        beating.cancel()
+
+    asyncio.run(scene())
+    assert told == ["alive"]
+
+
+def test_a_child_whose_word_is_lost_is_replaced(monkeypatch):
+    """It will not say again that it is free, and would count as busy for ever."""
+    killed = []
+    child = Child.__new__(Child)
+    child._control = SimpleNamespace(recv=lambda _: b"idle")
+    monkeypatch.setattr(Child, "kill", lambda child: killed.append(child))  # noqa: PLW0108 - a method needs binding
+    monkeypatch.setattr("sensevoiced.frontend.child.unpack", lacking(None))
+    child._read_control()
+    assert killed == [child]
+
+
+def test_a_descriptor_is_closed_even_where_no_thread_can_be_had(monkeypatch):
+    """At once, then, and counted out again."""
+    fd = os.memfd_create("x")
+    monkeypatch.setattr(threads, "start", lacking(None))
+    close_later(fd, 1)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert not closing
