@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +87,17 @@ def get_ready(frontend: Frontend) -> jail.Jail:
     # Made before: in the jail there is no way to make one.
     before, inside = ([rehearsal.scene(as_file=as_file) for as_file in (True, False)] for _ in range(2))
 
+    # The settings may allow no recording like these, and theirs is not what is rehearsed.
+    limits = replace(
+        frontend.limits,
+        max_channels=max(rehearsal.CHANNELS, frontend.limits.max_channels),
+        min_sample_rate_hz=min(rehearsal.RATE_HZ, frontend.limits.min_sample_rate_hz),
+        max_sample_rate_hz=max(rehearsal.RATE_HZ, frontend.limits.max_sample_rate_hz),
+    )
+    rehearsing = replace(frontend, limits=limits)
+
     def do(control: socket.socket) -> bool:
-        return take(frontend, control)
+        return take(rehearsing, control)
 
     for scene in before:
         rehearsal.play(scene, do)

@@ -77,6 +77,21 @@ def test_a_started_pool_has_all_its_children_warm(models, run, children):
     run(scenario())
 
 
+@pytest.mark.parametrize("limits", [{"max_channels": 1}, {"min_sample_rate_hz": 16_000}])
+def test_limits_that_the_rehearsed_recordings_do_not_keep_are_for_clients(models, run, limits):
+    """The pool starts with them, and they hold."""
+
+    async def scenario():
+        async with running(models, **limits) as pool:
+            assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label="allowed"))) == 1
+            stereo = np.stack([speech(1.0), speech(1.0)], axis=1)
+            with pytest.raises(JobError) as caught:
+                await drain(pool.utterances(memfd(stereo, rate=8_000), Options(), label="not allowed"))
+            assert caught.value.code == "bad_input"
+
+    run(scenario())
+
+
 def test_a_long_segment_is_cut_to_30_s(models, run):
     """Seventy seconds of noise become utterances of at most 30 s that touch."""
 
