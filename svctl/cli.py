@@ -11,10 +11,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import CompletionItem
 
-from svctl import __version__, verbs
-from svctl.options import MAX_PATIENCE_S, METAVARS, VERBS, listed, most, time_s
+from svctl import __version__, completion, verbs
+from svctl.options import MAX_NUMBER, MAX_PATIENCE_S, METAVARS, VERBS, listed
 from svctl.terminal import OutputError, say, write_stdout
 from svctl.wire import CHANNELS, ERRORS, MAX_POSITION_S
 
@@ -28,11 +28,6 @@ Examples:
   svctl transcribe -r -f srt,json -o transcripts/ recordings/
   ffmpeg -v error -i talk.mkv -f wav - | svctl transcribe -
 """
-_STARTUP = {
-    "bash": 'eval "$(svctl completion bash)" in ~/.bashrc',
-    "zsh": 'eval "$(svctl completion zsh)" in ~/.zshrc',
-    "fish": "svctl completion fish > ~/.config/fish/completions/svctl.fish",
-}
 
 
 class _Seconds(click.FloatRange):
@@ -145,25 +140,6 @@ def _command(verb: str) -> click.Command:
     return click.Command(verb, callback=callback, params=parameters, help=text, short_help=text)
 
 
-def _completion() -> click.Command:
-    """Print the script by which a shell completes svctl's words."""
-
-    def callback(shell: str) -> int:
-        kind = get_completion_class(shell)
-        if kind is None:  # a click without that shell
-            raise click.UsageError(f"This click knows no completion for {shell}.")
-        click.echo(kind(click.Group("svctl"), {}, "svctl", "_SVCTL_COMPLETE").source())
-        return 0
-
-    return click.Command(
-        "completion",
-        callback=callback,
-        params=[click.Argument(["shell"], type=click.Choice(sorted(_STARTUP)))],
-        help="Print what makes a shell complete svctl's verbs and options.",
-        epilog="\b\n" + "\n".join(f"{shell}: {line}" for shell, line in sorted(_STARTUP.items())),
-    )
-
-
 def group() -> click.Group:
     """All of svctl as a click group, built from the option table."""
     commands = {verb: _command(verb) for verb in VERBS}
@@ -175,7 +151,7 @@ def group() -> click.Group:
         help="Talk to sensevoiced, the resident speech recogniser.",
         epilog=_EXAMPLES,
     )
-    top.add_command(_completion())
+    top.add_command(completion.command())
     return click.version_option(__version__, "-V", "--version", prog_name="svctl")(top)
 
 
