@@ -1,9 +1,9 @@
 """svctl: the thin client of sensevoiced, and the library under it.
 
-    from svctl import Client
-
-    with Client() as client:
-        print(client.transcribe("call.wav").text)
+>>> from svctl import Client
+>>> with Client() as client:
+...     print(client.transcribe("call.wav").text)
+hello world
 
 Names are imported when they are asked for: the command line starts without them.
 """

@@ -1,6 +1,13 @@
 """The client for programs on asyncio: `svctl.AsyncClient`, many requests at a time over one connection.
 
 Not imported by the command line.
+
+>>> async def main():
+...     async with AsyncClient() as client:
+...         transcript = await client.transcribe("call.wav")
+...         print(transcript.language, transcript.text)
+>>> asyncio.run(main())
+en hello world
 """
 
 from __future__ import annotations
@@ -11,11 +18,11 @@ import os
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from svctl import wire
-from svctl.connect import connect
 from svctl.connection import error_of, overdue, pause_s
 from svctl.library import Wishes, fields_of
+from svctl.link import linked, readable
 from svctl.options import PATIENCE_S
-from svctl.pipeline import AUDIO_BYTES, MAX_BACKLOG_BYTES
+from svctl.pipeline import AUDIO_BYTES
 from svctl.recording import source_of
 from svctl.results import segment_of, transcript_of
 
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
     from types import TracebackType
 
-    from svctl.connection import Connection
+    from svctl.link import Arriving, Link
     from svctl.recording import Audio
     from svctl.results import Segment, Transcript
     from svctl.sources import Source
@@ -37,31 +44,30 @@ class AsyncClient:
     """One connection to the daemon, for one event loop; use it in an `async with` block.
 
     Any number of requests may be made at once; those that the daemon would refuse wait for their turn.
-    Cancelling a task cancels its request. Errors as of svctl.Client.
+    Cancelling a task cancels its request. A connection that the daemon has ended is made anew, and errors are
+    raised, as by svctl.Client.
     """
 
     def __init__(self, socket: str | os.PathLike[str] = "", *, patience_s: float = PATIENCE_S) -> None:
         """As svctl.Client; it connects when the block is entered."""
         self._socket = os.fspath(socket)
         self._patience_s = patience_s
-        self._connection: Connection
-        self._loop: asyncio.AbstractEventLoop
-        self._waiting: dict[int, asyncio.Queue[Message]] = {}
-        self._room = asyncio.Event()
-        self._slots = asyncio.Semaphore(_IN_FLIGHT)
+        self._links: list[Link] = []
+        """The last is asked; those before are of a daemon that drains, and answer what they have accepted."""
+        self._slots: asyncio.Semaphore
+        self._connecting: asyncio.Lock
         sentence = "The client is not connected: use it in an `async with` block."
-        self._broken: wire.WireError | None = wire.WireError("unavailable", sentence)
+        self._closed: wire.WireError | None = wire.WireError("unavailable", sentence)
         """Why nothing can be asked."""
 
     async def __aenter__(self) -> Self:
         """Connect, waiting for a daemon that is loading or full."""
-        self._loop = asyncio.get_running_loop()
-        self._connection = await asyncio.to_thread(
-            connect, self._socket, patience_s=self._patience_s, answer_s=self._patience_s
-        )
+        self._links = [await linked(self._socket, self._patience_s)]
+        # Both belong to the loop in which somebody first waits for them, and the last block may have been
+        # in another one, as with two asyncio.run.
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
-        self._broken = None
-        self._loop.add_reader(self._connection.descriptor, self._pump)
+        self._connecting = asyncio.Lock()
+        self._closed = None
         return self
 
     async def __aexit__(
@@ -69,13 +75,14 @@ class AsyncClient:
     ) -> None:
         """Close; what is unfinished is dropped, and whoever waits for it is told `cancelled`."""
         sentence = "The client was closed before the daemon had answered."
-        self._break(wire.WireError("cancelled", sentence))
-        self._connection.close()
+        self._closed = wire.WireError("cancelled", sentence)
+        for link in self._links:
+            link.end(self._closed)
 
     @property
     def server(self) -> str:
         """Which daemon answers, such as `sensevoiced/0.1.0`."""
-        return self._connection.server
+        return self._links[-1].connection.server
 
     async def transcribe(
         self,
@@ -88,12 +95,9 @@ class AsyncClient:
     ) -> Transcript:
         """Transcribe one recording; arguments as of Client.transcribe, `timeout_s` counts from its turn."""
         fields = fields_of(**wishes)
-        async with self._slots:
+        async with self._turn():
             source = source_of(audio, rate, label)
-            async with (
-                _limit(timeout_s),
-                contextlib.aclosing(self._events(source, fields)) as arriving,
-            ):
+            async with contextlib.aclosing(self._events(source, fields, timeout_s)) as arriving:
                 events = [event async for event in arriving]
         *segments, done = (event for event in events if event["type"] in ("segment", "done"))
         return transcript_of(source.label, segments, done)
@@ -104,16 +108,17 @@ class AsyncClient:
         *,
         rate: int | None = None,
         label: str | None = None,
+        timeout_s: float | None = None,
         **wishes: Unpack[Wishes],
-    ) -> AsyncIterator[Segment]:
-        """Give the segments of one recording as they are recognised; arguments as of Client.segments.
+    ) -> AsyncGenerator[Segment, None]:
+        """Give the segments of one recording as they are recognised; arguments as of `transcribe`.
 
         Close it (contextlib.aclosing) where the loop may be left early: that cancels what is left.
         """
         fields = fields_of(**wishes)
-        async with self._slots:
+        async with self._turn():
             source = source_of(audio, rate, label)
-            async with contextlib.aclosing(self._events(source, fields)) as arriving:
+            async with contextlib.aclosing(self._events(source, fields, timeout_s)) as arriving:
                 async for event in arriving:
                     if event["type"] == "segment":
                         yield segment_of(event)
@@ -132,11 +137,36 @@ class AsyncClient:
         message: str = (await self._call("reload"))["message"]
         return message
 
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        self._require_open()
+        async with self._slots:
+            yield
+
+    def _require_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed
+
+    async def _ready(self) -> Link:
+        """The connection: a new one, where the daemon has ended the last. Nothing was sent over it yet."""
+        self._require_open()
+        async with self._connecting:
+            if not self._links[-1].usable:
+                link = await linked(self._socket, self._patience_s)
+                try:
+                    self._require_open()  # still
+                except wire.WireError as error:
+                    link.end(error)
+                    raise
+                self._links = [*(old for old in self._links if not old.ended), link]
+            return self._links[-1]
+
     async def _call(self, kind: str) -> Message:
-        async with _limit(self._patience_s):
+        async with _until(_ends_s(self._patience_s)):
             while True:
-                with self._request(kind) as (_, arrived):
-                    event = await self._next(arrived)
+                link = await self._ready()
+                with link.request(kind) as (_, arriving):
+                    event = await link.next(arriving)
                 if event["type"] != "error":
                     return event
                 error = error_of(event)
@@ -144,156 +174,96 @@ class AsyncClient:
                     raise error
                 await asyncio.sleep(pause_s(error.retry_after_ms))
 
-    async def _events(self, source: Source, fields: dict[str, Any]) -> AsyncGenerator[Message, None]:
-        """The events of one transcription, asked for again while the daemon is full."""
+    async def _events(
+        self, source: Source, fields: dict[str, Any], timeout_s: float | None
+    ) -> AsyncGenerator[Message, None]:
+        """The events of one transcription; raises WireError for an error, or `timeout`."""
+        ends_s = _ends_s(timeout_s)
         try:
-            if self._broken is not None:
-                raise self._broken
-            for name in fields:
-                self._connection.needs(name)
-            began_s = self._loop.time()
-            while True:
-                event: Message | None = None
-                async with contextlib.aclosing(self._one_try(source, fields)) as arriving:
-                    async for event in arriving:
-                        if event["type"] != "error":
-                            yield event
-                if event is None or event["type"] != "error":
-                    return
-                error = error_of(event)
-                # a stream's bytes have gone: it cannot be sent again
-                again = error.code == "busy" and not source.streamed
-                if not again or self._loop.time() - began_s > self._patience_s:
-                    raise error
-                await asyncio.sleep(pause_s(error.retry_after_ms))
+            async with contextlib.aclosing(self._tries(source, fields)) as arriving:
+                while True:
+                    # around each step alone: in between, the timeout would cancel what the caller does
+                    async with _until(ends_s):
+                        event = await anext(arriving, None)
+                    if event is None:
+                        return
+                    yield event
         finally:
             os.close(source.descriptor)
 
-    async def _one_try(self, source: Source, fields: dict[str, Any]) -> AsyncGenerator[Message, None]:
-        kind, descriptor = ("stream", -1) if source.streamed else ("fd", source.descriptor)
-        with self._request("transcribe", descriptor, source=kind, label=source.label, **fields) as (
-            request,
-            arrived,
-        ):
-            upload = None
-            if source.streamed:
-                upload = asyncio.create_task(self._upload(request, source, arrived))
-            finished = False
-            try:
-                while not finished:
-                    event = await self._next(arrived)
-                    finished = event["type"] in ("done", "error")
-                    yield event
-            finally:
-                if not finished:
-                    self._send({"type": "cancel", "id": request})
-                if upload is not None:
-                    upload.cancel()
-                    # it lets go of the descriptor, whose number may be another's as soon as it is closed
-                    await asyncio.gather(upload, return_exceptions=True)
-
-    async def _upload(self, request: int, source: Source, arrived: asyncio.Queue[Message]) -> None:
+    async def _tries(self, source: Source, fields: dict[str, Any]) -> AsyncGenerator[Message, None]:
+        """Ask, and ask again while the daemon is full."""
+        began_s = asyncio.get_running_loop().time()
         while True:
-            await self._has_room()
-            try:
-                await self._readable(source.descriptor)
-                data = os.read(source.descriptor, AUDIO_BYTES)
-            except BlockingIOError:
-                continue  # somebody else has read it
-            except OSError as error:
-                sentence = f"{source.label} cannot be read: {error.strerror}."
-                self._send({"type": "cancel", "id": request})
-                arrived.put_nowait(wire.WireError("not_found", sentence, request=request).to_message())
+            link = await self._ready()
+            for name in fields:
+                link.connection.needs(name)
+            event: Message | None = None
+            async with contextlib.aclosing(_one_try(link, source, fields)) as arriving:
+                async for event in arriving:
+                    if event["type"] != "error":
+                        yield event
+            if event is None or event["type"] != "error":
                 return
-            if not data:
-                self._send({"type": "end", "id": request})
-                return
-            self._send({"type": "audio", "id": request, "data": data})
+            error = error_of(event)
+            # a stream's bytes have gone: it cannot be sent again
+            again = error.code == "busy" and not source.streamed
+            if not again or asyncio.get_running_loop().time() - began_s > self._patience_s:
+                raise error
+            await asyncio.sleep(pause_s(error.retry_after_ms))
 
-    async def _readable(self, descriptor: int) -> None:
-        """Wait for bytes in the loop: a thread that reads could not be called off, and holds up the end."""
-        ready = asyncio.Event()
+
+async def _one_try(link: Link, source: Source, fields: dict[str, Any]) -> AsyncGenerator[Message, None]:
+    kind, descriptor = ("stream", -1) if source.streamed else ("fd", source.descriptor)
+    with link.request("transcribe", descriptor, source=kind, label=source.label, **fields) as (
+        request,
+        arriving,
+    ):
+        upload = None
+        if source.streamed:
+            upload = asyncio.create_task(_upload(link, request, source, arriving))
+        finished = False
         try:
-            self._loop.add_reader(descriptor, ready.set)
-        except PermissionError:
-            await asyncio.sleep(0)  # a device such as /dev/zero, which is always ready
-            return
-        try:
-            await ready.wait()
+            while not finished:
+                event = await link.next(arriving)
+                finished = event["type"] in ("done", "error")
+                yield event
         finally:
-            self._loop.remove_reader(descriptor)
+            if not finished:
+                link.send({"type": "cancel", "id": request})
+            if upload is not None:
+                upload.cancel()
+                # it lets go of the descriptor, whose number may be another's as soon as it is closed
+                await asyncio.gather(upload, return_exceptions=True)
 
-    async def _has_room(self) -> None:
-        while self._connection.backlog_bytes >= MAX_BACKLOG_BYTES:
-            self._room.clear()
-            await self._room.wait()
 
-    @contextlib.contextmanager
-    def _request(self, kind: str, descriptor: int = -1, **fields: Any) -> Any:
-        """Send a request; gives its id, and the queue of its events for the length of the block."""
-        if self._broken is not None:
-            raise self._broken
-        request = self._connection.request(kind, descriptor, **fields)
-        arrived: asyncio.Queue[Message] = asyncio.Queue()
-        self._waiting[request] = arrived
-        self._watch()
+async def _upload(link: Link, request: int, source: Source, arriving: Arriving) -> None:
+    while True:
+        await link.room()
         try:
-            yield request, arrived
-        finally:
-            del self._waiting[request]
-
-    async def _next(self, arrived: asyncio.Queue[Message]) -> Message:
-        event = await arrived.get()
-        if event["type"] == "error" and event["id"] is None:
-            raise self._broken or error_of(event)
-        return event
-
-    def _send(self, message: Message) -> None:
-        if self._broken is None:
-            self._connection.send(message)
-            self._watch()
-
-    def _watch(self) -> None:
-        """Have the loop tell when the socket takes more, as long as there is more."""
-        if self._connection.backlog_bytes:
-            self._loop.add_writer(self._connection.descriptor, self._pump)
-        else:
-            self._loop.remove_writer(self._connection.descriptor)
-            self._room.set()
-
-    def _pump(self) -> None:
-        try:
-            self._connection.pump()
-            while (event := self._connection.take()) is not None:
-                if event["type"] == "error" and event["id"] is None:
-                    self._break(error_of(event))
-                elif (arrived := self._waiting.get(event["id"])) is not None:
-                    arrived.put_nowait(event)
-        except wire.WireError as error:
-            self._break(error)
+            await readable(source.descriptor)
+            data = os.read(source.descriptor, AUDIO_BYTES)
+        except BlockingIOError:
+            continue  # somebody else has read it
+        except OSError as error:
+            sentence = f"{source.label} cannot be read: {error.strerror}."
+            link.send({"type": "cancel", "id": request})
+            arriving.put_nowait(wire.WireError("not_found", sentence, request=request).to_message())
             return
-        if self._connection.ended:
-            self._break(self._connection.broken())
-        else:
-            self._watch()
+        if not data:
+            link.send({"type": "end", "id": request})
+            return
+        link.send({"type": "audio", "id": request, "data": data})
 
-    def _break(self, error: wire.WireError) -> None:
-        """Tell everybody who waits that nothing will come any more."""
-        self._broken = self._broken or error
-        self._forget()
-        for arrived in self._waiting.values():
-            arrived.put_nowait({**self._broken.to_message(), "id": None})
-        self._room.set()
 
-    def _forget(self) -> None:
-        self._loop.remove_reader(self._connection.descriptor)
-        self._loop.remove_writer(self._connection.descriptor)
+def _ends_s(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
 
 
 @contextlib.asynccontextmanager
-async def _limit(seconds: float | None) -> AsyncIterator[None]:
+async def _until(ends_s: float | None) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(ends_s):
             yield
     except TimeoutError:
         raise overdue() from None

@@ -1,6 +1,6 @@
 """Finds the daemon's socket and connects to it, with a sentence for every way in which that fails.
 
-Never imports asyncio or pathlib, nor struct before it has to, as every start of svctl would pay for it.
+Never imports asyncio, pathlib or struct, as every start of svctl would pay for it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from svctl.connection import Connection, pause_s, socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
+
+    Steps = Generator[tuple[Connection | None, float], None, Connection]
 
 SYSTEM_SOCKET = "/run/sensevoice/api.sock"
-_MIN_CONNECT_S = 0.05
-"""Even without patience a connect gets so long."""
+_BACKLOG_PAUSE_S = 0.02
+"""Between two tries at a daemon that is slow to accept; a blocking connect could not be called off."""
 _ABSENT_PAUSE_S = 0.05
 """Between two looks for a socket that is not there yet: a daemon takes seconds to start."""
 _PASSING = ("too_many_connections", "shutting_down")
@@ -67,55 +69,97 @@ def connect(
     Raises WireError: `unavailable` without a daemon, `unsupported` for another major version, `forbidden`,
     `timeout`.
     """
+    steps = connecting(
+        explicit,
+        patience_s=patience_s,
+        answer_s=answer_s,
+        absent_s=absent_s,
+        environ=environ,
+        behind=behind,
+    )
+    try:
+        while True:
+            connection, wait_s = next(steps)
+            if connection is None:
+                time.sleep(wait_s)
+            else:
+                connection.wait(wait_s)
+    except StopIteration as end:
+        connected: Connection = end.value
+        return connected
+    finally:
+        steps.close()
+
+
+def connecting(
+    explicit: str,
+    *,
+    patience_s: float,
+    answer_s: float = 0.0,
+    absent_s: float = 0.0,
+    environ: Mapping[str, str] = os.environ,
+    behind: Callable[[Connection], object] | None = None,
+) -> Steps:
+    """`connect` without its waiting, which is the caller's: a thread sleeps, an event loop does other work.
+
+    Gives what to wait for and how many seconds at most: a connection that something arrives on, or None for
+    nothing but time. To close it is to give up.
+    """
     began_s = time.monotonic()
     deadline = began_s + patience_s
     while True:
         try:
             answer_by = max(deadline, time.monotonic() + answer_s)
-            client = _open(candidates(explicit, environ), environ, answer_by)
-            try:
-                client.hello()
-                if behind is not None:
-                    behind(client)
-                client.welcomed(answer_by)
-            except BaseException as error:
-                if isinstance(error, KeyboardInterrupt):
-                    client.cancel_all()  # what was sent behind the hello
-                client.close()
-                raise
+            client = yield from _open(candidates(explicit, environ), environ, answer_by)
+            yield from _greeting(client, behind, answer_by)
         except _AbsentError:
             if time.monotonic() + _ABSENT_PAUSE_S > began_s + absent_s:
                 raise
-            time.sleep(_ABSENT_PAUSE_S)
+            wait_s = _ABSENT_PAUSE_S
         except wire.WireError as error:
             wait_s = pause_s(error.retry_after_ms)
             if error.code not in _PASSING or time.monotonic() + wait_s > deadline:
                 raise
-            time.sleep(wait_s)
         else:
             return client
+        yield None, wait_s
 
 
-def _open(paths: list[str], environ: Mapping[str, str], deadline: float) -> Connection:
+def _greeting(
+    client: Connection, behind: Callable[[Connection], object] | None, deadline: float
+) -> Generator[tuple[Connection | None, float], None, None]:
+    try:
+        client.hello()
+        if behind is not None:
+            behind(client)
+        while not client.welcomed():
+            yield client, client.left_s(deadline)
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+            client.cancel_all()  # what was sent behind the hello
+        client.close()
+        raise
+
+
+def _open(paths: list[str], environ: Mapping[str, str], deadline: float) -> Steps:
     may_come = False
     for path in paths:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
-            try:
-                sock.connect(path)
-            except BlockingIOError:  # a full backlog
-                _connect_slowly(sock, path, max(deadline - time.monotonic(), _MIN_CONNECT_S))
-        except OSError as error:
+            while True:
+                try:
+                    sock.connect(path)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() + _BACKLOG_PAUSE_S > deadline:
+                        raise
+                yield None, _BACKLOG_PAUSE_S
+        except BaseException as error:
             sock.close()
-            if error.errno in (errno.EACCES, errno.ECONNREFUSED):
-                _explain(path, refused=error.errno == errno.ECONNREFUSED)
-            if error.errno == errno.EAGAIN:
-                raise wire.WireError("timeout", f"The daemon at {path} takes no more connections.") from None
-            if error.errno is None or error.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
-                raise wire.WireError(
-                    "unavailable", f"The socket {path} cannot be used ({error.strerror or error})."
-                ) from None
+            if not isinstance(error, OSError):
+                raise
+            _require_absence(path, error)
             may_come = may_come or error.errno != errno.ENOTDIR
         else:
             return Connection(sock, path)
@@ -124,14 +168,16 @@ def _open(paths: list[str], environ: Mapping[str, str], deadline: float) -> Conn
     raise (_AbsentError if may_come else wire.WireError)("unavailable", sentence)
 
 
-def _connect_slowly(sock: socket.socket, path: str, left_s: float) -> None:
-    """Wait for room in the backlog; socket(7) SO_SNDTIMEO bounds that without a busy loop."""
-    import struct  # noqa: PLC0415 - see the first lines
-
-    bound = struct.pack("ll", int(left_s), int(left_s % 1 * 1e6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
-    sock.setblocking(True)
-    sock.connect(path)
+def _require_absence(path: str, error: OSError) -> None:
+    """Raise WireError for what connect(2) says of a socket that is there; the next may be tried otherwise."""
+    if error.errno in (errno.EACCES, errno.ECONNREFUSED):
+        _explain(path, refused=error.errno == errno.ECONNREFUSED)
+    if error.errno == errno.EAGAIN:
+        raise wire.WireError("timeout", f"The daemon at {path} takes no more connections.") from None
+    if error.errno is None or error.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+        raise wire.WireError(
+            "unavailable", f"The socket {path} cannot be used ({error.strerror or error})."
+        ) from None
 
 
 def _explain(path: str, *, refused: bool) -> None:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-from svctl import __version__, wire
+from svctl import __version__, framing, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,11 +57,15 @@ class Connection:
         self.unfinished: set[int] = set()
         """Ids of transcriptions that have not ended: what Ctrl-C has to cancel."""
         self._socket = sock
-        self._reader = wire.FrameReader(wire.MAX_FRAME_BYTES)
+        self._reader = framing.FrameReader(wire.MAX_FRAME_BYTES)
         self._outgoing: list[tuple[memoryview, int]] = []
+        self._own: list[int] = []
+        """Descriptors among them that nobody else closes."""
         self._incoming: list[Message] = []
         self._last_id = 0
         self._ended = False
+        self.closing = False
+        """The daemon has said that it will end the connection: more requests would be refused."""
         self._cannot_send = False
 
     def hello(self) -> None:
@@ -75,12 +79,14 @@ class Connection:
             }
         )
 
-    def welcomed(self, deadline: float) -> None:
-        """Wait for the daemon's version until the monotonic time `deadline`.
+    def welcomed(self) -> bool:
+        """Take the daemon's version in; False while it has not come.
 
-        Raises WireError: `unsupported` for another major version, `timeout`, or what the daemon says instead.
+        Raises WireError: `unsupported` for another major version, or what the daemon says instead.
         """
-        welcome = self.answer(None, "welcome", deadline)
+        welcome = self._answered(None, "welcome")
+        if welcome is None:
+            return False
         if welcome["major"] != wire.VERSION_MAJOR:
             raise wire.WireError(
                 "unsupported",
@@ -89,24 +95,37 @@ class Connection:
             )
         self.server = welcome["server"]
         self.minor = welcome["minor"]
+        return True
 
-    def needs(self, what: str) -> None:
-        """Raise WireError `unsupported` where the daemon is older than a request, or a field of one."""
-        if self.minor < wire.SINCE.get(what, 0):
+    def needs(self, what: str, called: str = "") -> None:
+        """Raise WireError `unsupported` where the daemon is older than a request, or a field of one.
+
+        `called` is its name for people, where that is another.
+        """
+        since = wire.SINCE.get(what, 0)
+        if self.minor < since:
+            major = wire.VERSION_MAJOR
             raise wire.WireError(
                 "unsupported",
-                f"The daemon at {self.path} ({self.server}) speaks protocol {wire.VERSION_MAJOR}."
-                f"{self.minor}, which has no {what}; upgrade it to the version of this svctl.",
+                f"The daemon at {self.path} ({self.server}) speaks protocol {major}.{self.minor} and this "
+                f"svctl {major}.{wire.VERSION_MINOR}; {called or what} came with {major}.{since}: upgrade "
+                f"the daemon to the version of this svctl.",
             )
 
     def send(self, message: Message, descriptor: int = -1) -> None:
         """Queue a message and send what the socket takes.
 
-        `descriptor` travels with the first byte. It stays the caller's to close, once the request has ended.
+        `descriptor` travels with the first byte. It stays the caller's to close, at any time.
         """
-        if not self._cannot_send:
-            self._outgoing.append((memoryview(wire.encode(message)), descriptor))
-            self._flush()
+        if self._cannot_send:
+            return
+        self._outgoing.append((memoryview(framing.encode(message)), descriptor))
+        self._flush()
+        if descriptor >= 0 and self._outgoing and self._outgoing[-1][1] == descriptor:
+            # until its turn comes its number may be another file's
+            own = os.dup(descriptor)
+            self._outgoing[-1] = (self._outgoing[-1][0], own)
+            self._own.append(own)
 
     def request(self, kind: str, descriptor: int = -1, **fields: Any) -> int:
         """Send a request under a fresh id, which it returns."""
@@ -140,17 +159,20 @@ class Connection:
 
     def answer(self, request: int | None, answer: str, deadline: float) -> Message:
         """Wait for one event, dropping others; raises WireError for an error in its place, or `timeout`."""
-        while True:
-            event = self.take()
-            if event is None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise wire.WireError("timeout", f"The daemon at {self.path} did not answer in time.")
-                self.wait(left)
-            elif event["type"] == "error" and event["id"] in (request, None):
+        while (event := self._answered(request, answer)) is None:
+            self.wait(self.left_s(deadline))
+        return event
+
+    def _answered(self, request: int | None, answer: str) -> Message | None:
+        """The event, if it has come."""
+        while (event := self.take()) is not None:
+            if event["type"] == "error" and event["id"] in (request, None):
                 raise error_of(event)
-            elif event["type"] == answer and event.get("id") == request:
+            if event["type"] == answer and event.get("id") == request:
                 return event
+        if self._ended:
+            raise self.broken()
+        return None
 
     @property
     def backlog_bytes(self) -> int:
@@ -182,6 +204,13 @@ class Connection:
     def ended(self) -> bool:
         """Whether the connection is over; what came before may still be taken."""
         return self._ended
+
+    def left_s(self, deadline: float) -> float:
+        """Seconds that the daemon still has to answer; raises WireError `timeout` when there are none."""
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise wire.WireError("timeout", f"The daemon at {self.path} did not answer in time.")
+        return left_s
 
     def broken(self) -> wire.WireError:
         """What to raise when the connection is over."""
@@ -254,6 +283,8 @@ class Connection:
             raise
         if event["type"] in ("done", "error"):
             self.unfinished.discard(event["id"])
+            if event["id"] is None or event.get("code") == "shutting_down":
+                self.closing = True
         self._incoming.append(event)
 
     def _flush(self) -> None:
@@ -274,6 +305,9 @@ class Connection:
                 return
             if sent < len(data):
                 self._outgoing.insert(0, (data[sent:], -1))
+            if descriptor in self._own:
+                self._own.remove(descriptor)
+                os.close(descriptor)
 
     def cancel_all(self) -> None:
         """Tell the daemon to drop what this connection still waits for; one that is gone is no error."""
@@ -283,10 +317,19 @@ class Connection:
         while self._outgoing and not self._ended and time.monotonic() < deadline:
             self._move(deadline - time.monotonic())
 
+    def hang_up(self) -> None:
+        """End it under whoever uses it, who is told as if the daemon had ended it, and has it to close."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # the daemon was first
+
     def close(self) -> None:
         """End the connection; the daemon drops whatever is unfinished."""
         self._ended = self._cannot_send = True
         self._socket.close()
+        while self._own:
+            os.close(self._own.pop())
 
 
 def overdue() -> wire.WireError:

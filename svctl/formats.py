@@ -6,7 +6,6 @@ equal bytes.
 
 from __future__ import annotations
 
-from svctl.emoji import emoji
 from svctl.terminal import printable
 
 TYPE_CHECKING = False
@@ -180,6 +179,8 @@ def segment_line(segment: Segment, tags: str, *, timestamps: bool, colour: bool 
 def text_lines(whole: Transcript, tags: str, *, timestamps: bool) -> str:
     """`-f text` of a whole recording: a line per segment, or a single line for `emoji`."""
     if tags == "emoji":
+        from svctl.emoji import emoji  # noqa: PLC0415 - its tables are for this alone
+
         return printable(emoji(funasr_text(whole))) + "\n"
     return "".join(segment_line(segment, tags, timestamps=timestamps) for segment in whole["segments"])
 

@@ -1,12 +1,14 @@
 """The client for programs: `svctl.Client`, which blocks. Not imported by the command line.
 
->>> with Client() as client:                                    # doctest: +SKIP
+>>> with Client() as client:
 ...     transcript = client.transcribe("call.wav")
 ...     print(transcript.language, transcript.text)
+en hello world
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
@@ -22,10 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from types import TracebackType
 
+    from svctl.connection import Connection
     from svctl.recording import Audio
     from svctl.results import Segment, Transcript
     from svctl.sources import Source
     from svctl.wire import Message
+
+
+_MAX_RESTING = 8
+"""Connections kept for the next requests: each costs the daemon a few KiB, and a new one 0.3 ms."""
 
 
 class Wishes(TypedDict, total=False):
@@ -40,10 +47,12 @@ class Wishes(TypedDict, total=False):
 
 
 class Client:
-    """One connection to the daemon, for one thread; use it in a `with` block.
+    """The daemon, for a program; use it in a `with` block, or close it.
 
-    What goes wrong is raised as svctl.Error, whose `code` is stable (PROTOCOL.md) and whose message is one
-    sentence.
+    Threads may share one. Every request has a connection to itself, and those that rest are used again; where
+    the daemon has ended one, as it does when it restarts or was not asked for five minutes, and in a process
+    that was forked, there is a new one. What goes wrong is raised as svctl.Error, whose `code` is stable
+    (PROTOCOL.md) and whose message is one sentence.
     """
 
     def __init__(self, socket: str | os.PathLike[str] = "", *, patience_s: float = PATIENCE_S) -> None:
@@ -53,7 +62,12 @@ class Client:
         """
         self._patience_s = patience_s
         self._socket = os.fspath(socket)
-        self._connection = connect(self._socket, patience_s=patience_s, answer_s=patience_s)
+        self._process = os.getpid()
+        self._closed = False
+        self._server = ""
+        self._resting: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._give_back(self._connected())
 
     def __enter__(self) -> Self:
         """Give itself."""
@@ -67,8 +81,8 @@ class Client:
 
     @property
     def server(self) -> str:
-        """Which daemon answers, such as `sensevoiced/0.1.0`."""
-        return self._connection.server
+        """Which daemon answered last, such as `sensevoiced/0.1.0`."""
+        return self._server
 
     def transcribe(
         self,
@@ -108,7 +122,7 @@ class Client:
     ) -> Iterator[Segment]:
         """Give the segments of one recording as they are recognised; arguments as of `transcribe`.
 
-        Leaving the loop early cancels what is left. One at a time: the connection is busy until it ends.
+        Leaving the loop early cancels what is left.
         """
         fields = fields_of(**wishes)
         source = source_of(audio, rate, label)
@@ -118,44 +132,108 @@ class Client:
 
     def status(self) -> dict[str, Any]:
         """What the daemon runs, holds and has done: `status` of PROTOCOL.md."""
-        answer = self._connection.call("status", "status", patience_s=self._patience_s)
-        status: dict[str, Any] = answer["status"]
+        status: dict[str, Any] = self._call("status", "status")["status"]
         return status
 
     def ping(self) -> None:
         """Return when the daemon has answered."""
-        self._connection.call("ping", "pong", patience_s=self._patience_s)
+        self._call("ping", "pong")
 
     def reload(self) -> str:
         """Let the daemon read its settings again; what came of it, in a sentence."""
-        message: str = self._connection.call("reload", "reloaded", patience_s=self._patience_s)["message"]
+        message: str = self._call("reload", "reloaded")["message"]
         return message
 
     def close(self) -> None:
-        """End the connection; what is unfinished is dropped."""
-        self._connection.close()
+        """End all connections; what is unfinished is dropped, and whoever waits for it is told so."""
+        self._closed = True
+        while self._resting:
+            self._resting.pop().close()
+        for connection in list(self._busy):
+            connection.hang_up()
+
+    def _call(self, kind: str, answer: str) -> Message:
+        with self._taken() as connection:
+            return connection.call(kind, answer, patience_s=self._patience_s)
 
     def _events(
         self, source: Source, fields: dict[str, Any], timeout_s: float | None
     ) -> Generator[Message, None, None]:
-        try:
-            for name in fields:
-                self._connection.needs(name)
-        except wire.WireError:
-            os.close(source.descriptor)
-            raise
         one = Pipeline(_One(source), fields, patience_s=self._patience_s, timeout_s=timeout_s)
-        one.begin(self._connection)
-        finished = False
         try:
-            for _, event in one.run():
-                finished = event["type"] in ("done", "error")
-                if event["type"] == "error":
-                    raise error_of(event)
-                yield event
+            with self._taken() as connection:
+                for name in fields:
+                    connection.needs(name)
+                one.begin(connection)
+                finished = False
+                try:
+                    for _, event in one.run():
+                        finished = event["type"] in ("done", "error")
+                        if event["type"] == "error":
+                            raise error_of(event)
+                        yield event
+                finally:
+                    if not finished:
+                        connection.cancel_all()
         finally:
-            if not finished:
-                self._connection.cancel_all()
+            if source.descriptor >= 0:  # Pipeline closes what it was answered
+                os.close(source.descriptor)
+                source.descriptor = -1
+
+    @contextlib.contextmanager
+    def _taken(self) -> Iterator[Connection]:
+        """A connection for one request, that nobody else uses meanwhile."""
+        connection = self._rested() or self._connected()
+        self._busy.add(connection)
+        try:
+            yield connection
+        except (wire.WireError, GeneratorExit):
+            self._give_back(connection)
+            raise
+        except BaseException:
+            # Ctrl-C, say, which may have come in the middle of a message
+            self._busy.discard(connection)
+            connection.close()
+            raise
+        else:
+            self._give_back(connection)
+
+    def _connected(self) -> Connection:
+        if self._closed:
+            raise wire.WireError("unavailable", "The client is closed.")
+        connection = connect(self._socket, patience_s=self._patience_s, answer_s=self._patience_s)
+        self._server = connection.server
+        return connection
+
+    def _rested(self) -> Connection | None:
+        """One that is there and still good; nothing has been sent over the others, which are closed."""
+        if self._process != os.getpid():  # forked: they are the parent's, who uses them
+            self._process = os.getpid()
+            self._resting, self._busy = [], set()
+        while self._resting:
+            connection = self._resting.pop()
+            if _is_usable(connection):
+                return connection
+            connection.close()
+        return None
+
+    def _give_back(self, connection: Connection) -> None:
+        self._busy.discard(connection)
+        if _is_usable(connection) and len(self._resting) < _MAX_RESTING and not self._closed:
+            self._resting.append(connection)
+        else:
+            connection.close()
+
+
+def _is_usable(connection: Connection) -> bool:
+    """Whether a connection without a request can take one; what came for one that was left is dropped."""
+    try:
+        connection.pump()
+    except wire.WireError:
+        return False
+    while connection.take() is not None:
+        pass
+    return not (connection.ended or connection.closing or connection.backlog_bytes)
 
 
 class _One:

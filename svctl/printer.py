@@ -160,5 +160,6 @@ class Printer:
         data = encoded(text)
         for start in range(0, len(data), _PIPE_BYTES):
             # the daemon drops a client that does not read: take events in while a pager holds us back
-            self._connection.wait_writable(STDOUT)
+            if self._connection.unfinished:
+                self._connection.wait_writable(STDOUT)
             write_stdout(data[start : start + _PIPE_BYTES])

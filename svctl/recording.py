@@ -62,12 +62,17 @@ def _made(audio: Audio, rate: int | None) -> Source:
 
 
 def _of_file(file: IO[bytes]) -> Source:
-    name = str(getattr(file, "name", "file"))
+    # a file that was opened by its descriptor has a number for a name, one that never had any has none
+    named = getattr(file, "name", None)
+    name = os.fsdecode(named) if isinstance(named, (str, bytes)) else "file"
     if hasattr(file, "encoding"):
         raise TypeError("the file is open as text: open it with mode 'rb'")
     # gzip files and answers of a web server have a descriptor too, whose bytes are not theirs
     if not isinstance(getattr(file, "raw", file), io.FileIO):
         data = file.read()
+        if hasattr(data, "close") and hasattr(data, "send"):  # a coroutine
+            data.close()
+            raise TypeError("the file is read asynchronously: pass what it wraps, as with UploadFile.file")
         if not isinstance(data, bytes):
             raise TypeError("the file does not give bytes: open it with mode 'rb'")
         return Source(name, held(data))

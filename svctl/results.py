@@ -5,13 +5,14 @@ Only the library imports it: dataclasses cost more than a whole ping of the comm
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping  # noqa: TC003 - typing.get_type_hints, and so pydantic, has to find it
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from svctl import formats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class Segment:
     """A probability over the model's whole vocabulary, as the other scores are."""
     emotion_score: float
     event_score: float
-    words: tuple[Word, ...]
-    raw: str
+    words: tuple[Word, ...] = field(repr=False)
+    raw: str = field(repr=False)
     """What FunASR's `text` would be, with the model's own tags."""
     channel: int = 0
     """From 1 on, where channels are told apart; 0 for their mix."""
@@ -54,7 +55,7 @@ class Segment:
 class Transcript:
     """One recording."""
 
-    segments: tuple[Segment, ...]
+    segments: tuple[Segment, ...] = field(repr=False)
     text: str
     """All of it as running text."""
     language: str
@@ -64,16 +65,17 @@ class Transcript:
     model: str
     truncated: bool
     """The recording was damaged or broke off; this is what could be read of it."""
-    timings: Mapping[str, float]
+    timings: Mapping[str, float] = field(repr=False, compare=False)
     """Where the daemon's time went, in seconds; PROTOCOL.md names the stages."""
     file: str = ""
-    _whole: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def render(self, form: str, **style: Any) -> str:
         """The transcript as `svctl transcribe -f` writes it; `style` as of formats.Style."""
         if form not in formats.FORMS:
             raise ValueError(f"{form!r} is not one of {', '.join(formats.FORMS)}")
-        return formats.rendered(form, dict(self._whole), formats.Style(**style))
+        done = {"duration": self.duration, "model": self.model, "truncated": self.truncated}
+        whole = formats.transcript(self.file, map(asdict, self.segments), done)
+        return formats.rendered(form, whole, formats.Style(**style))
 
 
 def segment_of(event: Mapping[str, Any]) -> Segment:
@@ -102,5 +104,4 @@ def transcript_of(label: str, events: Iterable[Mapping[str, Any]], done: Mapping
         truncated=whole["truncated"],
         timings=dict(done["timings"]),
         file=label,
-        _whole=whole,
     )

@@ -5,9 +5,7 @@ Never imports click: this is the hot path. What only the answers need is importe
 
 from __future__ import annotations
 
-import time
-
-from svctl import options, pipeline, sources, wire
+from svctl import framing, options, pipeline, sources, wire
 from svctl.terminal import STDIN
 
 TYPE_CHECKING = False
@@ -178,7 +176,8 @@ class Run:
         from svctl.printer import Printer  # noqa: PLC0415 - the daemon has its requests and is at work
         from svctl.progress import Progress  # noqa: PLC0415
 
-        wire.load_codec()
+        if self._several:
+            framing.load_codec()  # a clip's answer is read by hand
         for name in self._newer:
             connection.needs(name)
         counts = self._many or (self._several and self._folder is not None)

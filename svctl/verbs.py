@@ -81,6 +81,7 @@ class _Call:
 
     def __init__(self, verb: str, values: Values) -> None:
         self._kind, self._answer, self._printed = _CALLS[verb]
+        self._called = f"svctl {verb}"
         self._values = values
         self._deadline = time.monotonic() + options.patience_s(verb, values)
         self._asked = 0
@@ -91,7 +92,7 @@ class _Call:
 
     def finish(self, connection: Connection) -> int:
         """Wait for the answer and print it; with --watch again and again."""
-        connection.needs(self._kind)
+        connection.needs(self._kind, self._called)
         asked: int | None = self._asked
         while True:
             event = connection.call(
@@ -128,7 +129,7 @@ class _Cancel:
 
     def finish(self, connection: Connection) -> int:
         """Say what came of each; the first that failed decides the exit status."""
-        connection.needs("drop")
+        connection.needs("drop", "svctl cancel")
         status = 0
         deadline = time.monotonic() + max(self._patience_s, _LOADING_PATIENCE_S)
         for job, asked in zip(self._jobs, self._asked, strict=True):

@@ -1,8 +1,8 @@
-"""The protocol: messages, framing, limits and error codes; sans-IO, must import msgpack only, and that late.
+"""The protocol: which messages there are, their fields, limits and error codes. Imports nothing.
 
-A frame is a u32 big-endian length and one msgpack map. The map's `type` names the message; the tables below
-name its fields. Messages stay plain dicts: a dataclass per message would cost every start of `svctl` the
-import of `dataclasses` and `inspect`.
+A message is a map whose `type` names it; the tables below name its fields, and svctl.framing turns it into
+bytes. Messages stay plain dicts: a dataclass per message would cost every start of `svctl` the import of
+`dataclasses` and `inspect`.
 
     Exception
      +- WireError            code, sentence, retryable: all that the daemon and svctl can say went wrong
@@ -14,11 +14,8 @@ an older one.
 
 from __future__ import annotations
 
-from svctl import brief
-
 TYPE_CHECKING = False  # typing costs 2 ms of every start; type checkers take this name for typing's
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from typing import Any
 
     Message = dict[str, Any]
@@ -53,11 +50,6 @@ MAX_CLIENT_CHARS = 256
 LANGUAGES = ("auto", "zh", "en", "yue", "ja", "ko")
 """What a request may ask for; `auto` lets the model decide. An unknown language is refused."""
 SOURCES = ("fd", "path", "stream")
-
-HEADER_BYTES = 4
-"""A frame's length, big-endian. Not by way of struct, whose import would be 2 % of a ping."""
-_BRIEF_BYTES = 512
-"""Bodies up to here are tried without msgpack: a welcome, a pong, an error."""
 
 ERRORS: dict[str, tuple[bool, int, str]] = {
     # code: (worth trying again unchanged, exit status of svctl after sysexits.h, meaning)
@@ -94,6 +86,10 @@ class WireError(Exception):
         self.request = request
         self.retry_after_ms = retry_after_ms
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle what it says, for pools of processes: its subclasses are made of other arguments."""
+        return _remade, (type(self), self.message, vars(self))
+
     @property
     def retryable(self) -> bool:
         """Whether the same request can succeed later; False for codes of a newer minor version."""
@@ -114,6 +110,12 @@ class WireError(Exception):
             "retryable": self.retryable,
             "retry_after_ms": self.retry_after_ms,
         }
+
+
+def _remade(kind: type[WireError], message: str, facts: dict[str, Any]) -> WireError:
+    error = kind.__new__(kind, message)
+    vars(error).update(facts)
+    return error
 
 
 class ProtocolError(WireError):
@@ -257,137 +259,3 @@ def _check_limit(kind: str, name: str, value: Any, limit: Any, request: int | No
         problem = f"is outside {limit[0]}..{limit[1]}" if not limit[0] <= value <= limit[1] else ""
     if problem:
         raise ProtocolError("invalid_request", f"{name} of {kind} {problem}.", request=request, fatal=False)
-
-
-def encode(message: Message) -> bytes:
-    """One frame. Raises ProtocolError `frame_too_large` above `MAX_FRAME_BYTES`."""
-    body = brief.pack(message)
-    if body is None:
-        import msgpack  # noqa: PLC0415 - see `load_codec`
-
-        body = msgpack.packb(message)
-    if len(body) > MAX_FRAME_BYTES:
-        raise ProtocolError("frame_too_large", f"A message of {len(body)} bytes exceeds {MAX_FRAME_BYTES}.")
-    return len(body).to_bytes(HEADER_BYTES, "big") + body
-
-
-def load_codec() -> None:
-    """Import msgpack now, where there is time for it, and not when it is first needed.
-
-    It is not imported with this module, because it takes a third as long as Python itself takes to start.
-    """
-    import msgpack  # noqa: F401, PLC0415
-
-
-def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    mapping = dict(pairs)
-    if len(mapping) != len(pairs):
-        raise ValueError("a key stands twice")
-    if bytes in map(type, mapping):  # strict_map_key refuses all others
-        raise ValueError("a key is no string")
-    return mapping
-
-
-def _one_map() -> Callable[[list[tuple[Any, Any]]], dict[Any, Any]]:
-    """A hook that lets one map pass; inner maps are complete before the outer one."""
-    seen = False
-
-    def hook(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-        nonlocal seen
-        if seen:
-            raise ValueError("a map inside a request")
-        seen = True
-        return _unique(pairs)
-
-    return hook
-
-
-def _refuse_array(items: list[Any]) -> Any:
-    """Refuse empty arrays too, which `max_array_len` lets pass."""
-    raise ValueError(f"an array of {len(items)}")
-
-
-def _refuse_ext(code: int, data: bytes) -> Any:
-    """Refuse extension types of no length too, which `max_ext_len` lets pass."""
-    raise ValueError(f"extension type {code} of {len(data)} bytes")
-
-
-def decode(body: bytes | bytearray | memoryview, *, flat: bool = False) -> Message:
-    """One frame's map. Raises ProtocolError for what is not msgpack within the limits, or not a map.
-
-    `flat` refuses arrays and inner maps at the first one: no request holds any, and a frame of a million
-    empty ones would cost its reader a third of a second and seventy times its size.
-    """
-    if not flat and len(body) <= _BRIEF_BYTES and (read := brief.unpack(bytes(body))) is not None:
-        return read
-    import msgpack  # noqa: PLC0415 - see `load_codec`
-
-    try:
-        message = msgpack.unpackb(
-            body,
-            raw=False,
-            strict_map_key=True,
-            object_pairs_hook=_one_map() if flat else _unique,
-            list_hook=_refuse_array if flat else None,
-            max_array_len=0 if flat else MAX_ARRAY,
-            max_map_len=MAX_MAP,
-            max_str_len=MAX_STR_BYTES,
-            max_bin_len=MAX_AUDIO_BYTES,
-            max_ext_len=0,
-            ext_hook=_refuse_ext,
-        )
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        # UnicodeDecodeError and msgpack's own errors for limits, depth and trailing bytes are ValueErrors
-        raise ProtocolError("protocol", f"A frame is not valid msgpack ({type(error).__name__}).") from None
-    if not isinstance(message, dict):
-        raise ProtocolError("protocol", "A frame does not hold a map.")
-    return message
-
-
-class FrameReader:
-    """Bytes in, whole frames out; the same verdict however the bytes are cut."""
-
-    def __init__(self, max_frame_bytes: int = MAX_HELLO_BYTES, *, requests: bool = False) -> None:
-        """`max_frame_bytes` may be raised once the peer has said hello.
-
-        `requests` is the daemon's side: only flat maps, and only `audio` above `MAX_HELLO_BYTES`.
-        """
-        self.max_frame_bytes = max_frame_bytes
-        self._requests = requests
-        self._buffer = bytearray()
-
-    @property
-    def partial(self) -> bool:
-        """Whether a frame has begun and is not complete: its deadline runs."""
-        return bool(self._buffer)
-
-    def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Add received bytes."""
-        self._buffer += data
-
-    def next(self) -> Message | None:
-        """The next message, unchecked by the tables, or None until more comes. Raises ProtocolError."""
-        if len(self._buffer) < HEADER_BYTES:
-            return None
-        length = int.from_bytes(self._buffer[:HEADER_BYTES], "big")
-        if length > self.max_frame_bytes:
-            raise ProtocolError(
-                "frame_too_large", f"A frame of {length} bytes exceeds the limit of {self.max_frame_bytes}."
-            )
-        end = HEADER_BYTES + length
-        if len(self._buffer) < end:
-            return None
-        body = bytes(memoryview(self._buffer)[HEADER_BYTES:end])
-        del self._buffer[:end]
-        message = decode(body, flat=self._requests)
-        if self._requests and length > MAX_HELLO_BYTES and message.get("type") != "audio":
-            raise ProtocolError(
-                "frame_too_large",
-                f"A frame of {length} bytes is no audio, and {MAX_HELLO_BYTES} is the limit of all else.",
-            )
-        return message
-
-    def messages(self) -> Iterator[Message]:
-        """All complete messages that are there; see `next`."""
-        while (message := self.next()) is not None:
-            yield message

@@ -73,7 +73,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
         (*L0, "sensevoiced.models", "sensevoiced.engine.*", "torch", "numpy", "sentencepiece"),
     ),
     # Serving: neither front end nor engine; the daemon hands it callables.
-    ("sensevoiced.serving*", (*L0, "sensevoiced.shortage", "sensevoiced.serving.*", "svctl.wire")),
+    ("sensevoiced.serving*", (*L0, "sensevoiced.serving.*", "svctl.wire", "svctl.framing")),
     # Where the rooms are joined.
     ("sensevoiced.stages", L0),
     (
@@ -113,10 +113,12 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
             *("sensevoiced.hub", "sensevoiced.hub_flags"),
         ),
     ),
-    # The client: nothing of the daemon; msgpack in the wire, click in the command line.
+    # The client: nothing of the daemon; msgpack in the framing, click in the command line.
     ("svctl", ("svctl.*",)),  # for type checkers only: the names of the library
-    ("svctl.wire", ("svctl.brief", "msgpack")),
+    ("svctl.wire", ()),
+    ("svctl.framing", ("svctl.brief", "svctl.wire", "msgpack")),
     ("svctl.cli", ("svctl*", "click")),
+    ("svctl.completion", ("svctl*", "click")),
     ("svctl*", ("svctl*",)),
 )
 """First matching module pattern -> what it may import beside the standard library."""
@@ -124,13 +126,14 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
 SVCTL_FLOORS: tuple[tuple[str, ...], ...] = (
     ("svctl", "svctl.brief", "svctl.terminal", "svctl.emoji", "svctl.subtitles"),
     ("svctl.wire",),
+    ("svctl.framing",),
     ("svctl.options", "svctl.connection", "svctl.formats", "svctl.status", "svctl.sources", "svctl.progress"),
     ("svctl.folder", "svctl.walk"),
     ("svctl.recording", "svctl.results"),
     ("svctl.connect", "svctl.pipeline", "svctl.printer"),
-    ("svctl.transcribe", "svctl.library", "svctl.bench"),
+    ("svctl.transcribe", "svctl.library", "svctl.bench", "svctl.link"),
     ("svctl.asynchronous",),
-    ("svctl.verbs",),
+    ("svctl.verbs", "svctl.completion"),
     ("svctl.cli",),
     ("svctl.__main__",),
 )
@@ -304,6 +307,6 @@ def test_the_checker_lets_right_imports_pass():
         "svctl.cli": "import os, click\nfrom svctl import verbs, __version__",
         "svctl.verbs": "from svctl.connection import Connection",
         "sensevoiced.frontend.pool": "import typing\nif typing.TYPE_CHECKING:\n    import numpy",
-        "sensevoiced.serving.session": "from svctl.wire import encode\nfrom sensevoiced.jobs import Options",
+        "sensevoiced.serving.session": "from svctl.wire import check\nfrom sensevoiced.jobs import Options",
     }
     assert violations(sources) == []

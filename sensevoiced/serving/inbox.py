@@ -9,7 +9,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from sensevoiced.descriptors import close_later
-from svctl.wire import MAX_FRAME_BYTES, FrameReader, ProtocolError, WireError
+from svctl.framing import FrameReader
+from svctl.wire import MAX_FRAME_BYTES, ProtocolError, WireError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 TURN_S = 0.001
 """Time that one connection's messages take before the others get their turn. By the clock, because a message
-costs what its length and its kind make it cost; a single one costs a few ms at most (`wire.decode`)."""
+costs what its length and its kind make it cost; a single one costs a few ms at most (`framing.decode`)."""
 
 _STRAY = "A descriptor came with a message that takes none."
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sensevoiced.descriptors import close_later
 from sensevoiced.jobs import Options
 from sensevoiced.serving.source import Upload, examine, on_thread, open_path
-from svctl.wire import ProtocolError, WireError, encode
+from svctl.framing import encode
+from svctl.wire import ProtocolError, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

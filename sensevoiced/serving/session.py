@@ -16,9 +16,9 @@ from sensevoiced.descriptors import close_later
 from sensevoiced.jobs import JobError
 from sensevoiced.serving.inbox import Inbox
 from sensevoiced.serving.job import Job
-from sensevoiced.serving.transport import ConnectionLost
-from sensevoiced.shortage import RETRY_MS, out_of_memory
-from svctl.wire import REQUESTS, VERSION_MAJOR, VERSION_MINOR, ProtocolError, WireError, check, encode
+from sensevoiced.serving.transport import SHORTAGE_RETRY_MS, ConnectionLost
+from svctl.framing import encode
+from svctl.wire import REQUESTS, VERSION_MAJOR, VERSION_MINOR, ProtocolError, WireError, check
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -155,7 +155,8 @@ class Session:
             raise ProtocolError("protocol", "hello came twice.")
         ours, theirs = f"{VERSION_MAJOR}.{VERSION_MINOR}", f"{message['major']}.{message['minor']}"
         if message["major"] != VERSION_MAJOR:
-            raise WireError("unsupported", f"The client speaks protocol {theirs}, this daemon {ours}.")
+            both = f"The client speaks protocol {theirs}, this daemon {ours}"
+            raise WireError("unsupported", f"{both}; install the same version of both.")
         self._greeted = True
         self._inbox.greet()
         welcome = {"type": "welcome", "major": VERSION_MAJOR, "minor": VERSION_MINOR}

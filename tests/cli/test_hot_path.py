@@ -69,7 +69,8 @@ def test_the_hot_path_imports_nothing_heavy(environment, tmp_path, server, words
     (tmp_path / "first.wav").write_text("hello")
     status, names = imported(environment, tmp_path, *words)
     assert status == (66 if "absent.wav" in words else 0)
-    assert names & HEAVY == set()
+    # several recordings may well be worth msgpack's import
+    assert names & (HEAVY if "absent.wav" in words else HEAVY | OF_MSGPACK) == set()
 
 
 def test_what_only_answers_need_is_imported_behind_the_request(environment, tmp_path, serve):

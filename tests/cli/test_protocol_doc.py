@@ -17,7 +17,7 @@ from sensevoiced.descriptors import MAX_CLOSING, MAX_CLOSING_PER_USER
 from sensevoiced.jobs import Timings
 from sensevoiced.serving.session import FAREWELL_S
 from sensevoiced.serving.source import MAX_HANGING, MAX_HANGING_PER_USER
-from svctl import wire
+from svctl import framing, wire
 
 DOCUMENT = Path(svctl.__file__).with_name("PROTOCOL.md")
 
@@ -131,7 +131,7 @@ def test_hex_dumps_are_what_the_codec_makes():
     assert len(blocks) >= 12
     for text, shown in blocks:
         message = json.loads(text, object_hook=from_json)
-        assert dump(wire.encode(message)) == shown
+        assert dump(framing.encode(message)) == shown
         table = (
             wire.REQUESTS if message["type"] in wire.REQUESTS and message["type"] != "status" else wire.EVENTS
         )

@@ -11,7 +11,11 @@ from harness.fake_server import Peer
 from svctl import __version__ as svctl_version
 from svctl import wire
 
-JOB = {"job": 7, "uid": 0, "pid": 1, "label": "a b.wav", "state": "running", "age_s": 61.5}
+OLDER = (
+    "The daemon at {} (fake/1.0) speaks protocol 1.0 and this svctl 1.1; {} came with 1.1: "
+    "upgrade the daemon to the version of this svctl."
+)
+"""With the socket, and what was asked for."""
 
 
 def test_ping_names_the_daemon_and_its_socket(svctl, server):
@@ -108,21 +112,29 @@ def test_version_is_of_both_sides(svctl, server):
 @pytest.mark.parametrize(("words", "kind"), [(["ps"], "jobs"), (["cancel", "1"], "drop")])
 def test_an_older_daemon_is_named_with_what_it_lacks(svctl, serve, words, kind):
     """One sentence and 69; what it knows, it still does."""
-    serve(minor=0)
-    status, _, err = svctl(*words)
-    assert status == 69
-    assert f"speaks protocol 1.0, which has no {kind}; upgrade it" in err
-    assert err.count("\n") == 1
+    # of 1.0: it knows neither request, and says so
+    refusal = {"type": "error", "code": "unsupported", "message": f"There is no message of type '{kind}'."}
+
+    def script(peer, message):
+        if message["type"] == kind:
+            peer.send(refusal | {"id": message["id"]})
+        else:
+            peer.answer(message)
+
+    server = serve(script, minor=0)
+    status, out, err = svctl(*words)
+    assert (status, out) == (69, "")
+    assert err == f"svctl: {OLDER.format(server.path, f'svctl {words[0]}')}\n"
+    server.wait_for(kind)
     assert svctl("ping")[0] == 0
 
 
 def test_an_older_daemon_is_not_asked_for_what_it_would_leave_out(svctl, serve, files):
     """`--channels` and the like are an error with it, and not a transcript of something else."""
-    serve(minor=0)
-    for words, name in ((["--channels", "split"], "channels"), (["--start", "3"], "start")):
-        status, out, err = svctl("transcribe", *words, "first.wav")
-        assert (status, out) == (69, "")
-        assert f"which has no {name}; upgrade it" in err
+    server = serve(minor=0)
+    for words in (["--channels", "split"], ["--start", "3"], ["--duration", "2"]):
+        sentence = OLDER.format(server.path, words[0].strip("-"))
+        assert svctl("transcribe", *words, "first.wav") == (69, "", f"svctl: {sentence}\n")
     assert svctl("transcribe", "first.wav")[0] == 0
 
 

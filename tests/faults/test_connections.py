@@ -21,7 +21,7 @@ from harness.users import FOR_ALL, NOBODY, let_in, needs_root, public_folder
 from harness.wire_client import WireClient, memfd, texts
 
 from sensevoiced.config import ServingConfig
-from svctl.wire import encode
+from svctl.framing import encode
 
 KIB = 2**10
 CROWD = 1_000

@@ -16,7 +16,7 @@ from harness.demo import sample, wav
 from harness.figures import note, within
 from harness.wire_client import Closed, memfd, texts
 
-from svctl.wire import encode
+from svctl.framing import encode
 
 TRANSCRIBE = {"type": "transcribe", "id": 1, "source": "fd"}
 RECORDING = wav(sample("angry"))

@@ -22,7 +22,7 @@ from harness.svctl_process import run_svctl
 from harness.users import FOR_ALL, NOBODY, SOMEBODY, let_in, needs_root, public_folder
 from harness.wire_client import memfd
 
-from svctl.wire import encode
+from svctl.framing import encode
 
 MIB = 2**20
 PIECE_BYTES = 37

@@ -15,7 +15,8 @@ from harness.figures import within
 from harness.wire_client import TERMINAL, memfd, texts
 
 from sensevoiced.config import ServingConfig
-from svctl.wire import MAX_FRAME_BYTES, FrameReader, encode
+from svctl.framing import FrameReader, encode
+from svctl.wire import MAX_FRAME_BYTES
 
 MIB = 2**20
 LONG = "x" * 20_000

@@ -14,7 +14,8 @@ from harness.daemon import script, wait_until
 from harness.figures import within
 from harness.wire_client import TERMINAL, Closed, frame, memfd, texts
 
-from svctl.wire import HEADER_BYTES, MAX_FRAME_BYTES, MAX_HELLO_BYTES, encode
+from svctl.framing import HEADER_BYTES, encode
+from svctl.wire import MAX_FRAME_BYTES, MAX_HELLO_BYTES
 
 HELLO = {"type": "hello", "major": 1, "minor": 0}
 PHASES = pytest.mark.parametrize("greeted", [False, True], ids=["before hello", "after hello"])

@@ -12,7 +12,7 @@ from harness.abuse import latency_s, only_error
 from harness.daemon import Canary
 from harness.figures import within
 
-from svctl.wire import encode
+from svctl.framing import encode
 
 HELLO_S, FRAME_S = 5.0, 10.0
 """The defaults of hello_timeout_s and frame_timeout_s."""

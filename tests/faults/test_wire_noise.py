@@ -10,17 +10,8 @@ import time
 import pytest
 from harness.wire_client import frame
 
-from svctl.wire import (
-    ERRORS,
-    EVENTS,
-    MAX_FRAME_BYTES,
-    REQUESTS,
-    FrameReader,
-    ProtocolError,
-    WireError,
-    check,
-    encode,
-)
+from svctl.framing import FrameReader, encode
+from svctl.wire import ERRORS, EVENTS, MAX_FRAME_BYTES, REQUESTS, ProtocolError, WireError, check
 
 
 def counts(some, all_of_them):

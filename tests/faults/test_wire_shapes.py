@@ -271,7 +271,8 @@ def test_f07_svctl_says_in_a_line_that_the_major_version_differs(
         status, out, err = run_svctl(daemon.socket, *words, cwd=tmp_path, program=program)
         took_s = time.monotonic() - began_s
         assert (status, out) == (69, "")
-        assert err == f"svctl: The client speaks protocol {client}, this daemon {server}.\n"
+        both = f"The client speaks protocol {client}, this daemon {server}"
+        assert err == f"svctl: {both}; install the same version of both.\n"
     record_property(
         "figure", f"svctl {client}, daemon {server}: one line, exit status 69 after {took_s * 1000:.0f} ms"
     )

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from harness.wire_client import TERMINAL, Closed
 
-from svctl.wire import MAX_FRAME_BYTES, FrameReader, encode
+from svctl.framing import FrameReader, encode
+from svctl.wire import MAX_FRAME_BYTES
 
 
 @dataclass(slots=True)

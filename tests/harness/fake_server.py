@@ -7,11 +7,12 @@ that a test sees whether the right bytes arrived by the right way. `script` repl
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import threading
 
-from svctl import wire
+from svctl import framing, wire
 
 SERVER = "fake/1.0"
 
@@ -58,7 +59,7 @@ class Peer:
     def __init__(self, server, sock):
         self.server = server
         self._socket = sock
-        self._reader = wire.FrameReader(wire.MAX_FRAME_BYTES)
+        self._reader = framing.FrameReader(wire.MAX_FRAME_BYTES)
         self._lock = threading.Lock()
         self._descriptors = []
         self.streams = {}
@@ -67,7 +68,7 @@ class Peer:
         """Send one event; a client that has gone is no error."""
         try:
             with self._lock:
-                self._socket.sendall(wire.encode(event))
+                self._socket.sendall(framing.encode(event))
         except OSError:
             pass
 
@@ -77,8 +78,9 @@ class Peer:
             self._socket.sendall(data)
 
     def hang_up(self):
-        """Break the connection."""
-        self._socket.shutdown(socket.SHUT_RDWR)
+        """Break the connection; one that the client has ended is no error."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def messages(self):
         """Requests, checked as the daemon checks them, with their descriptor under `descriptor`."""
@@ -142,6 +144,8 @@ class FakeServer:
         self.greet = greet
         self.version = (major, minor)
         self.requests = []
+        self.peers = []
+        """Every connection that was accepted."""
         self.arrived = threading.Condition()
         self.ended = threading.Event()
         """Set when a connection has ended."""
@@ -177,7 +181,9 @@ class FakeServer:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(Peer(self, sock),), daemon=True).start()
+            peer = Peer(self, sock)
+            self.peers.append(peer)
+            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
 
     def _serve(self, peer):
         messages = peer.messages()

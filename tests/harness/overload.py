@@ -23,7 +23,7 @@ from harness.crowd import Member, percentile
 from harness.puppet import become
 from harness.wire_client import texts
 
-from svctl.wire import load_codec
+from svctl.framing import load_codec
 
 MEMBERS = 16
 """Connections; each may have 32 unfinished requests, and one user 128."""

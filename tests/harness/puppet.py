@@ -20,7 +20,7 @@ if __name__ == "__main__":
 from harness.daemon import script
 from harness.wire_client import Closed, WireClient, memfd, texts
 
-from svctl.wire import load_codec
+from svctl.framing import load_codec
 
 PATIENCE_S = 120.0
 

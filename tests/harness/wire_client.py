@@ -12,7 +12,8 @@ import select
 import socket
 import struct
 
-from svctl.wire import MAX_FRAME_BYTES, FrameReader, encode
+from svctl.framing import FrameReader, encode
+from svctl.wire import MAX_FRAME_BYTES
 
 TIMEOUT_S = 30.0
 """Only ever waited for in full where a test fails: machines that build and test are busy."""

@@ -10,7 +10,8 @@ import pytest
 
 from sensevoiced.serving.board import Board
 from sensevoiced.serving.listener import Peer
-from svctl.wire import MAX_JOB_LABEL_CHARS, MAX_JOBS, WireError, encode
+from svctl.framing import encode
+from svctl.wire import MAX_JOB_LABEL_CHARS, MAX_JOBS, WireError
 
 ALICE, BOB = (Peer(pid=number, uid=number, gid=number) for number in (65_001, 65_002))
 SELF = Peer(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-import time
+import threading
 from pathlib import Path
 
 import pytest
 from harness.fake_server import FakeServer, segment
 
-from svctl import sources, wire
+from svctl import framing, sources, wire
 from svctl.connect import candidates, connect
 from svctl.connection import Connection, pause_s
 from svctl.pipeline import Pipeline
@@ -224,6 +224,37 @@ def test_a_message_larger_than_the_socket_buffer_goes_out_while_events_come_in(p
         client.close()
 
 
+def test_a_descriptor_that_has_to_wait_is_the_one_that_was_given(path, tmp_path):
+    """Its owner may close it, and its number be another file's, before the socket takes the message."""
+    (tmp_path / "asked.wav").write_text("asked")
+    (tmp_path / "other.wav").write_text("other")
+    held = threading.Event()
+    got = []
+
+    def script(peer, message):
+        held.wait(20)
+        if message["type"] == "transcribe" and message["source"] == "fd":
+            got.append(os.pread(message["descriptor"], 100, 0))
+        peer.answer(message)
+
+    with FakeServer(path, script):
+        client = connect(path, patience_s=5)
+        before = open_descriptors()
+        request = client.request("transcribe", source="stream", label="-")
+        while not client.backlog_bytes:
+            client.send({"type": "audio", "id": request, "data": b" " * 200_000})
+        descriptor = os.open(tmp_path / "asked.wav", os.O_RDONLY)
+        client.request("transcribe", descriptor, source="fd", label="asked.wav")
+        os.close(descriptor)
+        assert os.open(tmp_path / "other.wav", os.O_RDONLY) == descriptor
+        held.set()
+        client.call("ping", "pong", patience_s=20)
+        os.close(descriptor)
+        assert got == [b"asked"]
+        assert open_descriptors() <= before + 1  # the daemon's, which is this process too
+        client.close()
+
+
 def open_descriptors():
     """How many descriptors this process has."""
     return len(list(Path("/proc/self/fd").iterdir()))
@@ -403,7 +434,7 @@ def test_looking_ahead_ends_in_time():
 def test_labels_fit_the_wire():
     """F26: a label is valid UTF-8 and within the protocol's limit, whatever the name."""
     assert sources.label("a" * 70_000) == "a" * wire.MAX_LABEL_CHARS
-    wire.encode({"label": sources.label(os.fsdecode(b"\xff\xfe"))})
+    framing.encode({"label": sources.label(os.fsdecode(b"\xff\xfe"))})
     assert sources.label("你好.wav") == "你好.wav"
 
 

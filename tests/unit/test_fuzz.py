@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from svctl import wire
+from svctl import framing, wire
 from tools.fuzz import BrokenPromise, frames, recordings
 from tools.fuzz import __main__ as program
 
@@ -50,8 +50,8 @@ def test_every_seed_of_the_front_end_keeps_its_promises():
 
 def test_a_reader_that_depends_on_the_cuts_is_found(monkeypatch):
     """The check fails for a reader that takes a piece for a frame."""
-    feed = wire.FrameReader.feed
-    monkeypatch.setattr(wire.FrameReader, "feed", lambda reader, data: feed(reader, data[:20]))
+    feed = framing.FrameReader.feed
+    monkeypatch.setattr(framing.FrameReader, "feed", lambda reader, data: feed(reader, data[:20]))
     with pytest.raises(BrokenPromise, match="cuts change nothing"):
         frames.check(frames.seeds()["request-transcribe"])
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
+import doctest
 import gzip
+import importlib
 import io
+import json
 import os
+import pickle
+import signal
 import socket
 import tempfile
 import threading
+import typing
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +26,7 @@ import soundfile
 from harness.fake_server import FakeServer, Peer, done, endless, segment
 
 import svctl
-from svctl import Client, Error
+from svctl import Client, Error, formats
 
 
 def test_a_transcript_is_typed_and_whole(path, recording):
@@ -84,6 +93,31 @@ def test_a_file_whose_descriptor_is_not_its_bytes_is_read(path, tmp_path):
         with (tmp_path / "new.wav").open("wb") as file, pytest.raises(ValueError, match="writing only"):
             client.transcribe(file)
     assert [message["source"] for message in server.requests] == ["fd"] * 3
+
+
+def test_what_a_web_framework_hands_over_is_taken(path, tmp_path):
+    """A spooled file, in memory or on disk, whose name is None; one that only a coroutine reads is told."""
+
+    class Upload:
+        def __init__(self, file):
+            self.file = file
+
+        async def read(self):
+            return self.file.read()
+
+    with FakeServer(path) as server, Client(path) as client:
+        for size in (1, 100):
+            with tempfile.SpooledTemporaryFile(max_size=10, dir=tmp_path) as file:
+                file.write(b"x" * size)
+                file.seek(0)
+                assert client.transcribe(file).text == "x" * size
+                with pytest.raises(TypeError, match=r"as with UploadFile\.file"):
+                    client.transcribe(Upload(file))
+        with tempfile.TemporaryFile(dir=tmp_path) as file:
+            file.write(b"unnamed")
+            file.seek(0)
+            assert client.transcribe(file).text == "unnamed"
+    assert [message["label"] for message in server.requests] == ["file"] * 3
 
 
 def test_a_label_is_what_the_wire_can_carry(path, recording):
@@ -199,7 +233,7 @@ def test_parts_and_channels_reach_the_daemon_and_come_back(path, recording):
                 client.transcribe(recording, **wrong)
     path.unlink()
     with FakeServer(path, minor=0) as server, Client(path) as client:
-        with pytest.raises(Error, match="which has no start; upgrade it"):
+        with pytest.raises(Error, match=r"start came with 1\.1: upgrade the daemon"):
             client.transcribe(recording, start_s=1.0)
         assert server.requests == []
         assert client.transcribe(recording).text == "hello world"
@@ -219,10 +253,218 @@ def test_a_client_that_is_closed_says_so_as_any_other(path, recording):
 def test_leaving_the_segments_early_cancels(path, recording):
     """The daemon is told, and the connection can be used for the next request."""
     with FakeServer(path, endless(threading.Event())) as server, Client(path) as client:
-        with contextlib.closing(client.segments(recording)) as segments:
-            assert next(segments).text == "one"
+        for segment_ in client.segments(recording):
+            assert segment_.text == "one"
+            break
         client.ping()
-        assert server.requests[-2]["type"] == "cancel"
+        assert [message["type"] for message in server.requests] == ["transcribe", "cancel", "ping"]
+        assert len(server.peers) == 1
+
+
+def test_a_request_within_a_loop_of_segments_has_its_own_connection(path, recording):
+    """Neither gets the other's events; both connections are used again."""
+    with FakeServer(path) as server, Client(path) as client:
+        for _ in range(2):
+            found = []
+            for line in client.segments(recording):
+                found.append((line.text, client.transcribe(b"other").text))
+                client.ping()
+            assert found == [("hello", "other"), ("world", "other")]
+        assert len(server.peers) == 2
+
+
+def test_threads_share_a_client(path):
+    """Every one gets the answers to its own requests."""
+    together = threading.Barrier(8)
+
+    def ask(number):
+        together.wait(20)
+        return [client.transcribe(b"%d %d" % (number, turn)).text for turn in range(10)]
+
+    with FakeServer(path) as server, Client(path) as client, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, range(8)))
+        assert found == [[f"{number} {turn}" for turn in range(10)] for number in range(8)]
+        assert len(server.peers) <= 8
+
+
+def test_closing_ends_what_another_thread_waits_for(path, recording):
+    """It is told `unavailable`, and so is whoever asks afterwards, or goes on with segments."""
+    first = threading.Event()
+    with FakeServer(path, endless(first)) as server, Client(path) as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.transcribe, recording)
+        assert first.wait(20)
+        left = client.segments(recording)
+        next(left)
+        client.close()
+        for ask in (lambda: waiting.result(20), lambda: next(left), client.ping):
+            with pytest.raises(Error) as caught:
+                ask()
+            assert caught.value.code == "unavailable"
+        assert server.ended.wait(20)
+
+
+def test_a_daemon_that_restarted_is_asked_over_a_new_connection(path, recording):
+    """Between two requests nothing is lost by it, and none of them is an error."""
+    with FakeServer(path) as earlier:
+        client = Client(path)
+        assert client.transcribe(recording).text == "hello world"
+        earlier.peers[0].hang_up()
+    with client:
+        path.unlink()
+        with pytest.raises(Error, match="No daemon listens") as caught:
+            client.ping()
+        assert caught.value.code == "unavailable"
+        with FakeServer(path) as server:
+            assert client.transcribe(recording).text == "hello world"
+            client.ping()
+            assert (len(server.peers), len(server.requests)) == (1, 2)
+
+
+def test_a_daemon_that_hangs_up_on_the_idle_is_asked_again(path):
+    """A notebook that rests for lunch finds its connection closed with a reason, and never hears of it."""
+    with FakeServer(path) as server, Client(path) as client:
+        client.ping()
+        idle = {"type": "error", "id": None, "code": "timeout", "message": "Nothing was asked for 300 s."}
+        server.peers[0].send(idle)
+        server.peers[0].hang_up()
+        client.ping()
+        assert (len(server.peers), len(server.requests)) == (2, 2)
+
+
+def test_what_is_refused_by_a_daemon_that_stops_is_told_and_the_next_is_asked_elsewhere(path, recording):
+    """It keeps its connections while it drains, when its successor listens already."""
+
+    def script(peer, message):
+        fields = {"code": "shutting_down", "message": "The daemon is stopping.", "retryable": True}
+        peer.send({"type": "error", "id": message["id"], **fields})
+
+    with FakeServer(path, script), Client(path) as client:
+        path.unlink()
+        with FakeServer(path):
+            with pytest.raises(Error, match="is stopping") as caught:
+                client.transcribe(recording)
+            assert (caught.value.code, caught.value.retryable) == ("shutting_down", True)
+            assert client.transcribe(recording).text == "hello world"
+
+
+def test_an_answer_that_never_came_is_an_error_and_is_not_asked_for_twice(path, recording):
+    """What has been sent may have been done: only the program knows whether that may happen again."""
+
+    def script(peer, message):
+        peer.hang_up()
+
+    with FakeServer(path, script) as server, Client(path) as client:
+        with pytest.raises(Error, match="broke before it had answered"):
+            client.transcribe(recording)
+        assert len(server.requests) == 1
+
+
+def test_an_interrupt_leaves_the_client_usable(path, recording):
+    """Ctrl-C in a notebook: the daemon drops the request, the next one has a connection of its own."""
+    first = threading.Event()
+
+    def interrupt():
+        first.wait(20)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with FakeServer(path, endless(first)) as server, Client(path) as client:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            client.transcribe(recording)
+        assert server.ended.wait(20)
+        client.ping()
+
+
+def test_a_forked_process_has_connections_of_its_own(path, recording):
+    """What it asks does not mix with what its parent asks, and its end does not end the parent's."""
+    with FakeServer(path) as server, Client(path) as client:
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                status = int(client.transcribe(b"child").text != "child")
+            finally:
+                os._exit(status)
+        assert client.transcribe(recording).text == "hello world"
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        client.ping()
+        assert len(server.peers) == 2
+
+
+def test_answers_and_errors_go_to_other_processes(path, recording):
+    """Pickled whole: pools of processes do that, and hang where an exception cannot be read back."""
+    with FakeServer(path) as server, Client(path) as client:
+        transcript = client.transcribe(recording)
+        assert pickle.loads(pickle.dumps(transcript)) == transcript
+        assert {transcript, copy.deepcopy(transcript)} == {transcript}
+        server.script = lambda peer, message: peer.send(
+            {"type": "error", "id": message["id"], "code": "busy", "message": "Full.", "retry_after_ms": None}
+        )
+        for broken in (
+            lambda: client.transcribe("absent.wav"),
+            lambda: client.transcribe(str(path.parent)),
+            client.ping,
+        ):
+            with pytest.raises(Error) as caught:
+                broken()
+            read = pickle.loads(pickle.dumps(caught.value))
+            assert (type(read), str(read), vars(read)) == (
+                type(caught.value),
+                str(caught.value),
+                vars(caught.value),
+            )
+            assert read.exit_status == caught.value.exit_status
+
+
+def test_a_transcript_is_plain_data(path, recording):
+    """As web frameworks and notebooks take it: types that resolve, fields and no secrets, a short repr."""
+    with FakeServer(path), Client(path) as client:
+        transcript = client.transcribe(recording)
+    for kind in (svctl.Transcript, svctl.Segment, svctl.Word):
+        assert set(typing.get_type_hints(kind)) == {field.name for field in dataclasses.fields(kind)}
+    plain = json.loads(json.dumps(dataclasses.asdict(transcript)))
+    assert [line["text"] for line in plain.pop("segments")] == ["hello", "world"]
+    assert plain == {
+        "text": "hello world",
+        "language": "en",
+        "duration": 4.0,
+        "model": "fake",
+        "truncated": False,
+        "timings": {},
+        "file": str(recording),
+    }
+    assert repr(transcript) == (
+        "Transcript(text='hello world', language='en', duration=4.0, model='fake', truncated=False, "
+        f"file={str(recording)!r})"
+    )
+    assert "words" not in repr(transcript.segments)
+    assert "raw" not in repr(transcript.segments)
+
+
+def test_a_transcript_is_rendered_as_the_command_line_does(path, recording):
+    """The same JSON, to the byte, though it is made from the typed answer."""
+    events = [segment(1, 0, "right", channel=2), segment(1, 1, "a <b>")]
+    ended = done(1, 2, duration=3.25, truncated=True)
+
+    def script(peer, message):
+        for event in (*events, ended):
+            peer.send(event | {"id": message["id"]})
+
+    with FakeServer(path, script), Client(path) as client:
+        found = client.transcribe(recording)
+    whole = formats.transcript(str(recording), events, ended)
+    for form in formats.FORMS:
+        assert found.render(form) == formats.rendered(form, whole, formats.Style())
+
+
+@pytest.mark.parametrize("module", ["svctl", "svctl.library", "svctl.asynchronous"])
+def test_the_examples_of_the_library_run(path, recording, monkeypatch, module):
+    """Those in the docstrings, against a daemon that hears what the file says."""
+    monkeypatch.chdir(recording.parent)
+    monkeypatch.setenv("SENSEVOICE_SOCKET", str(path))
+    with FakeServer(path):
+        found = doctest.testmod(importlib.import_module(module))
+    assert (found.failed, found.attempted > 0) == (0, True)
 
 
 def test_a_timeout_cancels(path, recording):

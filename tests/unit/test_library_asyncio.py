@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
+import socket
 import threading
+import time
 
 import pytest
 from harness.fake_server import FakeServer, endless
 
 from svctl import AsyncClient, Error
+
+
+async def until(condition):
+    """Let the loop run until the condition is true."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what the test waits for is in other threads
+            await asyncio.sleep(0.001)
 
 
 def test_many_requests_run_at_once_on_asyncio(path, recording, tmp_path):
@@ -86,6 +96,126 @@ def test_cancelling_a_task_cancels_its_request(path, recording):
         assert len(server.wait_for("cancel", 2)) == 2
 
 
+@pytest.mark.parametrize("daemon", ["silent", "full", "turns away"])
+def test_cancelling_a_task_that_connects_ends_at_once(path, daemon):
+    """Whatever it waits for, and nothing of it stays: neither a thread nor a connection."""
+    asked = threading.Event()
+
+    def greet(peer, hello):
+        if daemon == "turns away":
+            fields = {"code": "too_many_connections", "message": "Too many.", "retry_after_ms": 60_000}
+            peer.send({"type": "error", "id": None, **fields})
+        asked.set()
+
+    async def main():
+        before = set(threading.enumerate())
+        task = asyncio.create_task(AsyncClient(path, patience_s=600).__aenter__())
+        if daemon == "full":
+            await asyncio.sleep(0)
+            asked.set()
+        await until(asked.is_set)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert {thread for thread in set(threading.enumerate()) - before if "asyncio" in thread.name} == set()
+
+    with contextlib.ExitStack() as stack:
+        if daemon == "full":
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(path))
+            listener.listen(0)
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        else:
+            server = stack.enter_context(FakeServer(path, greet=greet))
+        began_s = time.monotonic()
+        asyncio.run(main())
+        assert time.monotonic() - began_s < 20
+        if daemon != "full":
+            assert server.ended.wait(20)
+
+
+def test_a_client_goes_from_one_event_loop_to_the_next(path, recording):
+    """Also one for whose turns there were many who waited."""
+    client = AsyncClient(path)
+
+    async def main():
+        async with client:
+            found = await asyncio.gather(*(client.transcribe(recording) for _ in range(100)))
+            assert {one.text for one in found} == {"hello world"}
+
+    with FakeServer(path):
+        asyncio.run(main())
+        asyncio.run(main())
+
+
+def test_a_connection_that_the_daemon_ended_is_made_anew_once(path, recording):
+    """A service rests over night, or its daemon restarts: all who ask at once share the new connection."""
+
+    async def main():
+        async with AsyncClient(path) as client:
+            await client.ping()
+            idle = {"type": "error", "id": None, "code": "timeout", "message": "Nothing was asked for 300 s."}
+            server.peers[0].send(idle)
+            server.peers[0].hang_up()
+            await until(lambda: not client._links[-1].usable)
+            found = await asyncio.gather(*(client.transcribe(recording) for _ in range(50)))
+            assert {one.text for one in found} == {"hello world"}
+            assert len(server.peers) == 2
+            path.unlink()
+            server.peers[1].hang_up()
+            await until(lambda: not client._links[-1].usable)
+            with pytest.raises(Error, match="No daemon listens"):
+                await client.ping()
+            with FakeServer(path):
+                await client.ping()
+
+    with FakeServer(path) as server:
+        asyncio.run(main())
+
+
+def test_a_daemon_that_drains_keeps_what_it_has_and_gets_no_more(path, recording):
+    """Its refusal is told; the next request goes to its successor, and what it had accepted is answered."""
+    held = []
+
+    def script(peer, message):
+        if not held:
+            held.append(message)
+            return
+        fields = {"code": "shutting_down", "message": "The daemon is stopping.", "retryable": True}
+        peer.send({"type": "error", "id": message["id"], **fields})
+
+    async def main():
+        async with AsyncClient(path) as client:
+            accepted = asyncio.create_task(client.transcribe(recording))
+            await asyncio.to_thread(old.wait_for, "transcribe")
+            path.unlink()
+            with FakeServer(path):
+                with pytest.raises(Error, match="is stopping"):
+                    await client.transcribe(recording)
+                assert (await client.transcribe(b"new")).text == "new"
+                old.peers[0].answer(held[0])
+                assert (await accepted).text == "hello world"
+
+    with FakeServer(path, script) as old:
+        asyncio.run(main())
+
+
+def test_segments_end_at_their_time(path, recording):
+    """Error `timeout`, and the request is cancelled, as with the whole transcript."""
+
+    async def main():
+        async with AsyncClient(path) as client:
+            segments = client.segments(recording, timeout_s=0.2)
+            assert (await anext(segments)).text == "one"
+            with pytest.raises(Error) as caught:
+                await anext(segments)
+            assert caught.value.code == "timeout"
+            server.wait_for("cancel")
+
+    with FakeServer(path, endless(threading.Event())) as server:
+        asyncio.run(main())
+
+
 def test_leaving_the_block_ends_what_waits(path, recording):
     """Error `cancelled`, also for segments that are left in the middle; afterwards nothing can be asked."""
     first = threading.Event()
@@ -149,19 +279,20 @@ def test_a_stream_that_cannot_be_read_is_told(path):
 
 
 def test_a_daemon_that_goes_is_told_to_everybody_who_waits(path, recording):
-    """One `unavailable` each, also to who asks afterwards."""
+    """One `unavailable` each; who asks afterwards finds its successor."""
 
     def script(peer, message):
         if message["id"] == 3:
             peer.hang_up()
+        elif message["type"] != "transcribe":
+            peer.answer(message)
 
     async def main():
         async with AsyncClient(path) as client:
             tasks = [client.transcribe(recording) for _ in range(3)]
             found = await asyncio.gather(*tasks, return_exceptions=True)
             assert [error.code for error in found] == ["unavailable"] * 3
-            with pytest.raises(Error):
-                await client.ping()
+            await client.ping()
 
     with FakeServer(path, script):
         asyncio.run(main())

@@ -10,18 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svctl import brief
+from svctl.framing import HEADER_BYTES, FrameReader, decode, encode
 from svctl.wire import (
     EVENTS,
     MAX_AUDIO_BYTES,
     MAX_FRAME_BYTES,
     MAX_HELLO_BYTES,
     REQUESTS,
-    FrameReader,
     ProtocolError,
     WireError,
     check,
-    decode,
-    encode,
 )
 
 HELLO = {"type": "hello", "major": 1, "minor": 0, "client": "test"}
@@ -49,6 +48,19 @@ def test_f08_a_stream_means_the_same_wherever_it_is_cut():
     assert whole == ([HELLO, TRANSCRIBE], None)
     assert all(verdict(data, [cut]) == whole for cut in range(len(data)))
     assert verdict(data, range(1, len(data))) == whole
+
+
+@pytest.mark.parametrize(("requests", "by_hand"), [(False, 4_096), (True, 0)])
+def test_only_the_first_events_are_read_by_hand(monkeypatch, requests, by_hand):
+    """So much that msgpack need not be imported for it; requests are all read within the daemon's limits."""
+    read, ours = [], brief.unpack
+    monkeypatch.setattr(brief, "unpack", lambda body: read.append(len(body)) or ours(body))
+    frames = encode(HELLO) * 200
+    reader = FrameReader(requests=requests)
+    reader.feed(frames)
+    assert list(reader.messages()) == [HELLO] * 200
+    size = len(frames) // 200 - HEADER_BYTES
+    assert read == [size] * (by_hand // size)
 
 
 @settings(max_examples=300, deadline=None)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from svctl import wire
-from svctl.wire import ERRORS, EVENTS, MAX_ID, REQUESTS, FrameReader, WireError, check, encode
+from svctl import framing, wire
+from svctl.framing import FrameReader, encode
+from svctl.wire import ERRORS, EVENTS, MAX_ID, REQUESTS, WireError, check
 from tools.fuzz import frames
 
 BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -126,7 +127,7 @@ def test_f06_any_map_passes_or_is_refused_by_its_table(message, kind):
 
 
 def _framed(body):
-    return len(body).to_bytes(wire.HEADER_BYTES, "big") + body
+    return len(body).to_bytes(framing.HEADER_BYTES, "big") + body
 
 
 @st.composite

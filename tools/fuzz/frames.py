@@ -10,7 +10,7 @@ import zlib
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from svctl import wire
+from svctl import framing, wire
 from tools.fuzz import require
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def verdict(data: bytes, cuts: Iterable[int] = (), *, requests: bool) -> Verdict
     As a connection reads: the limit is that of a stranger until the first message. An error is its code,
     whether it is fatal, and its sentence.
     """
-    reader = wire.FrameReader(requests=requests)
+    reader = framing.FrameReader(requests=requests)
     found: list[dict[str, Any]] = []
     try:
         for start, end in pairwise([0, *cuts, len(data)]):
@@ -66,7 +66,7 @@ def is_sentence(text: str) -> None:
 def again(message: dict[str, Any]) -> None:
     """Require that what was read can be written, and is read alike."""
     try:
-        frame = wire.encode(message)
+        frame = framing.encode(message)
     except ValueError as error:
         # msgpack reads lists in lists twice as deep as it writes them; nobody writes what was read
         require("recursion limit" in str(error), "what was read can be written")
@@ -96,12 +96,12 @@ def check_stream(data: bytes, *, by_byte: bool = True) -> None:
 def check(data: bytes) -> None:
     """Look at an input as a stream, and as the body of one frame: few random lengths fit their body."""
     check_stream(data)
-    check_stream(len(data).to_bytes(wire.HEADER_BYTES, "big") + data, by_byte=False)
+    check_stream(len(data).to_bytes(framing.HEADER_BYTES, "big") + data, by_byte=False)
 
 
 def make_check() -> Callable[[bytes], None]:
     """Give the function that is fuzzed."""
-    wire.load_codec()
+    framing.load_codec()
     return check
 
 
@@ -117,9 +117,9 @@ def seeds() -> dict[str, bytes]:
             for name, (types, _default, limit) in fields.items():
                 chosen = limit and isinstance(limit, tuple) and isinstance(limit[0], str)
                 message[name] = limit[-1] if chosen else samples[types[-1]]
-            found[f"{side}-{kind}"] = wire.encode(message)
+            found[f"{side}-{kind}"] = framing.encode(message)
     long = {"type": "segment", "id": 300, "text": "長い" * 60, "words": [word] * 5}
-    found["event-long"] = wire.encode(long)
-    found |= {f"body-of-{name}": data[wire.HEADER_BYTES :] for name, data in found.items()}
+    found["event-long"] = framing.encode(long)
+    found |= {f"body-of-{name}": data[framing.HEADER_BYTES :] for name, data in found.items()}
     found["conversation"] = b"".join(found[f"request-{kind}"] for kind in ("hello", "transcribe", "end"))
     return found

@@ -14,7 +14,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from svctl.formats import transcript
-from svctl.wire import VERSION_MAJOR, VERSION_MINOR, WireError, encode
+from svctl.framing import encode
+from svctl.wire import VERSION_MAJOR, VERSION_MINOR, WireError
 from tools.soak.answers import LOST, RIGHT, WRONG, difference
 from tools.soak.daemon import BIN, INVALID, ROOMY, TIGHT
 from tools.soak.load import ANSWER_S, TERMINAL, Load, Raw, Talk

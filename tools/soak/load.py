@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from svctl.connection import error_of, pause_s
-from svctl.wire import MAX_AUDIO_BYTES, MAX_FRAME_BYTES, FrameReader, WireError, encode
+from svctl.framing import FrameReader, encode
+from svctl.wire import MAX_AUDIO_BYTES, MAX_FRAME_BYTES, WireError
 from tools.soak.answers import LOST, RIGHT, WRONG, Tally, answer_of, difference
 
 if TYPE_CHECKING:
