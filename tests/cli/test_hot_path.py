@@ -16,7 +16,7 @@ HEAVY = {
 }
 OF_MSGPACK = {"msgpack", "datetime", "struct", "collections"}
 """What its import brings along, and nothing else needs."""
-OF_A_PING = {"_socket", "errno", "__future__"}
+OF_A_PING = {"_socket", "errno", "gc", "__future__"}
 """All that svctl imports beside its own modules and what Python itself has imported at its start."""
 
 
