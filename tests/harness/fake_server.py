@@ -73,8 +73,8 @@ class Peer:
             pass
 
     def send_raw(self, data):
-        """Send bytes as they are."""
-        with self._lock:
+        """Send bytes as they are; a client that has gone is no error."""
+        with self._lock, contextlib.suppress(OSError):
             self._socket.sendall(data)
 
     def hang_up(self):
