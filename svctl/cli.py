@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from svctl import __version__, completion, verbs
-from svctl.options import MAX_NUMBER, MAX_PATIENCE_S, METAVARS, VERBS, listed
+from svctl.options import MAX_PATIENCE_S, METAVARS, VERBS, listed, most, time_s
 from svctl.terminal import OutputError, say, write_stdout
 from svctl.wire import CHANNELS, ERRORS, MAX_POSITION_S
 

@@ -5,6 +5,8 @@ Never imports click: this is the hot path. What only the answers need is importe
 
 from __future__ import annotations
 
+import time
+
 from svctl import framing, options, pipeline, sources, wire
 from svctl.terminal import STDIN
 

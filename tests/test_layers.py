@@ -73,7 +73,10 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
         (*L0, "sensevoiced.models", "sensevoiced.engine.*", "torch", "numpy", "sentencepiece"),
     ),
     # Serving: neither front end nor engine; the daemon hands it callables.
-    ("sensevoiced.serving*", (*L0, "sensevoiced.serving.*", "svctl.wire", "svctl.framing")),
+    (
+        "sensevoiced.serving*",
+        (*L0, "sensevoiced.shortage", "sensevoiced.serving.*", "svctl.wire", "svctl.framing"),
+    ),
     # Where the rooms are joined.
     ("sensevoiced.stages", L0),
     (

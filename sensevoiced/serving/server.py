@@ -17,6 +17,7 @@ from sensevoiced.serving.board import Board
 from sensevoiced.serving.listener import peer_of
 from sensevoiced.serving.session import FAREWELL_S, Session
 from sensevoiced.serving.transport import ConnectionLost, Stream
+from sensevoiced.shortage import lacks_memory, out_of_memory
 from svctl.framing import encode, load_codec
 from svctl.wire import WireError
 

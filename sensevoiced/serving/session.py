@@ -16,7 +16,8 @@ from sensevoiced.descriptors import close_later
 from sensevoiced.jobs import JobError
 from sensevoiced.serving.inbox import Inbox
 from sensevoiced.serving.job import Job
-from sensevoiced.serving.transport import SHORTAGE_RETRY_MS, ConnectionLost
+from sensevoiced.serving.transport import ConnectionLost
+from sensevoiced.shortage import RETRY_MS, out_of_memory
 from svctl.framing import encode
 from svctl.wire import REQUESTS, VERSION_MAJOR, VERSION_MINOR, ProtocolError, WireError, check
 

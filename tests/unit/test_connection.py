@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest

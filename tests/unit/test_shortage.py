@@ -27,7 +27,7 @@ from sensevoiced.serving.admission import Admission
 from sensevoiced.serving.inbox import Inbox
 from sensevoiced.serving.session import Session
 from sensevoiced.shortage import lacks_memory
-from svctl.wire import FrameReader
+from svctl.framing import FrameReader
 
 LIMIT_S = 30.0
 
