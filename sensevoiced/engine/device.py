@@ -27,6 +27,13 @@ _ALLOCATION_FAILURES = (
 )
 """How plain RuntimeErrors say it: torch's allocator on the CPU, its C++ elsewhere, oneDNN, the CUDA
 runtime, cuBLAS, cuDNN 8 and 9. oneDNN gives no reason; but what it cannot do at all shows at the start."""
+_PARAMETERS_A_BYTE = 4
+"""What the activations of a 30 s utterance and the libraries' own room come to, in any precision: 56 MiB at
+234 M parameters, nothing to speak of for the demo model."""
+_MOST_BYTES = 60 * 2**20
+"""More than 64 MiB in one stretch would be given back."""
+_PIECE_BYTES = 2**20
+_TEACHES_BYTES = 2**25 - 2**13
 _T = TypeVar("_T")
 
 
@@ -115,6 +122,20 @@ def trim_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def reserve_memory(parameters: int) -> None:
+    """Take the memory that batches of a model need from the system now, and keep it: glibc only.
+
+    A batch would fetch it page by page, the first long one most of it, and what the process holds would grow
+    for a hundred requests. Freeing the first block teaches glibc to keep what is freed (the dynamic mmap
+    threshold of mallopt(3), 32 MiB at most); the others then stay. To be called after the warm-up: what that
+    keeps would lie behind the free memory otherwise, and what comes later behind both.
+    """
+    wanted = min(parameters // _PARAMETERS_A_BYTE, _MOST_BYTES)
+    torch.empty(_TEACHES_BYTES, dtype=torch.uint8)
+    pieces = [torch.zeros(_PIECE_BYTES, dtype=torch.uint8) for _ in range(wanted // _PIECE_BYTES)]
+    pieces.clear()
 
 
 def memory_bytes(device: torch.device) -> tuple[int, int] | None:

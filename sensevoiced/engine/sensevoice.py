@@ -14,6 +14,7 @@ from sensevoiced.engine.device import (
     memory_bytes,
     pick_device,
     pick_precision,
+    reserve_memory,
     trim_memory,
     within_memory,
 )
@@ -86,9 +87,11 @@ class TorchEngine:
         return cls(network, reading, info, cores)
 
     def warm_up(self) -> None:
-        """Run a few lengths, alone and together."""
+        """Run a few lengths, alone and together, and take the memory that longer ones need."""
         for batch in warm_up_batches(self.info.device, self._reading.frame_s, self.info.feature_dim):
             self.run(batch)
+        if self._device.type == "cpu":
+            reserve_memory(self.info.parameters)
 
     def run(self, batch: Sequence[Work]) -> list[Recognition]:
         """Recognise a batch, results in its order.
