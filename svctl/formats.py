@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     Transcript = dict[str, Any]
     Segment = dict[str, Any]
+    Cue = tuple[float, float, str]
 
 _NO_SPACE_RANGES = (
     (0x2E80, 0x312F),  # radicals, CJK punctuation, kana, bopomofo
@@ -207,33 +208,38 @@ def json_text(whole: Any, *, indent: int | None = None) -> str:
 
 def srt(whole: Transcript, width: int | None = None, count: int | None = None) -> str:
     """SubRip: numbered cues, a comma before the milliseconds; `width` and `count` as in subtitles.cues."""
-    return "".join(
-        f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n"
-        for number, (start, end, text) in enumerate(_cues(whole, width, count), 1)
-    )
+    return "".join(_srt_cue(number, cue) for number, cue in enumerate(_cues(whole, width, count), 1))
+
+
+def _srt_cue(number: int, cue: Cue) -> str:
+    start, end, text = cue
+    return f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n"
+
+
+_VTT_HEAD = "WEBVTT\n\n"
 
 
 def vtt(whole: Transcript, width: int | None = None, count: int | None = None) -> str:
     """WebVTT: its header line, then cues with a point before the milliseconds, and markup escaped."""
-    return "WEBVTT\n\n" + "".join(
-        f"{_clock(start, '.')} --> {_clock(end, '.')}\n"
-        f"{text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')}\n\n"
-        for start, end, text in _cues(whole, width, count)
-    )
+    return _VTT_HEAD + "".join(map(_vtt_cue, _cues(whole, width, count)))
 
 
-def _cues(whole: Transcript, width: int | None, count: int | None) -> list[tuple[float, float, str]]:
+def _vtt_cue(cue: Cue) -> str:
+    start, end, text = cue
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n\n"
+
+
+def _cues(whole: Transcript, width: int | None, count: int | None) -> list[Cue]:
     """Seconds and text of each subtitle: a segment with text each, or the lines that `width` makes of it.
 
     In the order of their beginnings: turns of two channels overlap, and each may become several.
     """
-    return sorted(_of_segments(whole, width, count), key=lambda cue: cue[0])
+    return sorted(_of_segments(whole["segments"], width, count), key=lambda cue: cue[0])
 
 
-def _of_segments(
-    whole: Transcript, width: int | None, count: int | None
-) -> Iterator[tuple[float, float, str]]:
-    for segment in whole["segments"]:
+def _of_segments(segments: Iterable[Segment], width: int | None, count: int | None) -> Iterator[Cue]:
+    for segment in segments:
         if not segment["text"].strip():
             continue
         if width is None:
@@ -251,15 +257,19 @@ def tsv(whole: Transcript) -> str:
     Where channels are told apart, their numbers are a column before the text.
     """
     told_apart = any(s.get("channel") for s in whole["segments"])
-    rows = [
-        f"{round(s['start'] * 1000)}\t{round(s['end'] * 1000)}\t"
-        + (f"{s.get('channel', 0)}\t" if told_apart else "")
-        + f"{_shown(s['text'])}\n"
-        for s in whole["segments"]
-        if s["text"].strip()
-    ]
-    columns = ("start", "end", "channel", "text") if told_apart else ("start", "end", "text")
-    return "\t".join(columns) + "\n" + "".join(rows)
+    return _tsv_head(told_apart=told_apart) + "".join(
+        _tsv_row(s, told_apart=told_apart) for s in whole["segments"] if s["text"].strip()
+    )
+
+
+def _tsv_head(*, told_apart: bool) -> str:
+    return "\t".join(("start", "end", "channel", "text") if told_apart else ("start", "end", "text")) + "\n"
+
+
+def _tsv_row(segment: Segment, *, told_apart: bool) -> str:
+    channel = f"{segment.get('channel', 0)}\t" if told_apart else ""
+    times = f"{round(segment['start'] * 1000)}\t{round(segment['end'] * 1000)}\t"
+    return f"{times}{channel}{_shown(segment['text'])}\n"
 
 
 def _shown(text: str) -> str:
@@ -343,6 +353,60 @@ _BY_WORD = ("text", "srt", "vtt", "tsv")
 """The formats that --words changes."""
 FORMS = ("text", "srt", "vtt", *_PLAIN)
 """All that `rendered` knows."""
+
+
+GROWING = ("text", "raw", "srt", "vtt", "tsv")
+"""The formats that are written segment by segment; text not where --tags emoji makes one line of it."""
+
+
+class Growing:
+    """One recording in a format of GROWING, in parts: together they are what `rendered` gives of the whole.
+
+    For segments in the order of time: turns of several channels, which come nearly so, need `rendered`.
+    """
+
+    def __init__(self, form: str, style: Style, *, colour: bool = False) -> None:
+        """`colour` is for `text` on a terminal."""
+        self._form = form
+        self._style = style
+        self._colour = colour
+        self._headed = False
+        self._cues = 0
+
+    def add(self, event: Message) -> str:
+        """What a `segment` event adds, "" where it has nothing to show."""
+        segment = segment_object(event)
+        apart = self._style.words and self._form in _BY_WORD
+        shown = "".join(self._lines(words_apart([segment]) if apart else [segment]))
+        return self._head(segment) + shown if shown else ""
+
+    def end(self) -> str:
+        """What the end adds: the header of a recording in which nothing was said."""
+        return self._head({})
+
+    def _head(self, segment: Segment) -> str:
+        if self._headed:
+            return ""
+        self._headed = True
+        if self._form == "tsv":
+            return _tsv_head(told_apart=bool(segment.get("channel")))
+        return _VTT_HEAD if self._form == "vtt" else ""
+
+    def _lines(self, segments: list[Segment]) -> Iterator[str]:
+        style = self._style
+        if self._form == "text":
+            for segment in segments:
+                yield segment_line(segment, style.tags, timestamps=style.timestamps, colour=self._colour)
+        elif self._form == "raw":
+            yield from (segment["raw"] + "\n" for segment in segments)
+        elif self._form == "tsv":
+            for segment in segments:
+                if segment["text"].strip():
+                    yield _tsv_row(segment, told_apart=bool(segment.get("channel")))
+        else:
+            for cue in _of_segments(segments, style.max_line_width, style.max_line_count):
+                self._cues += 1
+                yield _vtt_cue(cue) if self._form == "vtt" else _srt_cue(self._cues, cue)
 
 
 def funasr_text(whole: Transcript) -> str:

@@ -25,7 +25,7 @@ _PIPE_BYTES = 4_096
 
 
 class Printer:
-    """Writes recordings one after the other; what needs no whole recording appears segment by segment."""
+    """Writes recordings one after the other; what needs no whole recording appears as it is recognised."""
 
     def __init__(
         self,
@@ -58,11 +58,13 @@ class Printer:
         self._progress = progress
         self._colour = folder is None and in_colour(values["color"], STDOUT)
         # turns of several channels are put into their order of time at the end
-        self._streams = (
+        self._grows = (
             self._folder is None
             and values["channels"] != "split"
-            and (self._format == "raw" or (self._format == "text" and self._style.tags != "emoji"))
+            and self._format in formats.GROWING
+            and (self._format != "text" or self._style.tags != "emoji")
         )
+        self._growing = self._begin()
         self._segments: list[Message] = []
         self._begun = 0
         self._headed = False
@@ -82,6 +84,7 @@ class Printer:
             self._failures += bool(status)
             self._progress.ended(event["duration"] if kind == "done" else 0.0)
             self._segments = []
+            self._growing = self._begin()
             self._headed = False
             return status
         return 0
@@ -100,26 +103,22 @@ class Printer:
         audio = f"{self._progress.audio_s:.0f} s of audio in {self._progress.took_s:.1f} s"
         say(f"{', '.join(counts)}; {audio}.")
 
-    def _segment(self, source: Source, event: Message) -> None:
-        if not self._streams:
-            self._segments.append(event)
-        elif self._format == "raw":
-            self._write(event["raw"] + "\n", source)
-        else:
-            parts = formats.words_apart([event]) if self._style.words else [event]
-            self._write("".join(map(self._line, parts)), source)
+    def _begin(self) -> formats.Growing:
+        return formats.Growing(self._format, self._style, colour=self._colour)
 
-    def _line(self, segment: Message) -> str:
-        style = self._style
-        return formats.segment_line(segment, style.tags, timestamps=style.timestamps, colour=self._colour)
+    def _segment(self, source: Source, event: Message) -> None:
+        if self._grows:
+            self._write(self._growing.add(event), source)
+        else:
+            self._segments.append(event)
 
     def _done(self, source: Source, event: Message) -> int:
         if event["truncated"] and not self._quiet:
             say(f"{source.label}: the recording is damaged or broke off; this is what could be read of it.")
         if not event["segments"] and not self._quiet:
             say(f"{source.label}: no speech was found.")
-        if self._streams:
-            self._write("", source)
+        if self._grows:
+            self._write(self._growing.end(), source)
             return 0
         whole = formats.transcript(source.label, self._segments, event)
         if self._folder is None:

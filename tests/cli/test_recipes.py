@@ -206,7 +206,7 @@ def test_the_minutes_of_a_meeting(recipes, shell, tmp_path):
 
 
 def test_subtitles_of_what_is_being_said(recipes, on_path, demo, tmp_path):
-    """A sentence is on the screen while the microphone is still open, and the lesson is kept."""
+    """A subtitle is on the screen while the microphone is still open, and the lesson is kept."""
     said, rate = speech("angry")
     with soundfile.SoundFile(tmp_path / "whole.wav", "w", rate, 1, "PCM_16") as file:
         file.write(np.concatenate([said, np.zeros(4 * rate, "int16")]))
@@ -230,11 +230,15 @@ def test_subtitles_of_what_is_being_said(recipes, on_path, demo, tmp_path):
         assert select.select([process.stdout], [], [], RUN_S)[0], (
             "nothing is shown while the microphone is open"
         )
-        assert process.stdout.readline().decode().startswith(ANGRY)
+        first = [process.stdout.readline().decode() for _ in range(4)]
+        assert first[:2] == ["WEBVTT\n", "\n"]
+        assert re.match(r"00:00:0\d\.\d{3} --> ", first[2])
+        assert first[3].startswith(ANGRY)
         assert process.poll() is None
     finally:
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: all of the pipe
         process.communicate(timeout=RUN_S)
+    assert (tmp_path / "live.vtt").read_text("utf-8").startswith("".join(first))
     subprocess.run(["sh", "-c", afterwards], cwd=tmp_path, env=environment, check=True, timeout=RUN_S)
     assert ANGRY in (tmp_path / "lesson.vtt").read_text("utf-8").replace("\n", " ")
 

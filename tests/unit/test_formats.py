@@ -223,6 +223,26 @@ def test_terminals_are_safe():
     assert printable("你好　안녕 ñ 😊") == "你好　안녕 ñ 😊"
 
 
+STYLES = [{}, {"timestamps": True}, {"words": True}, {"max_line_width": 6, "max_line_count": 1}]
+
+
+@pytest.mark.parametrize("form", formats.GROWING)
+@pytest.mark.parametrize("style", STYLES)
+@given(texts=st.lists(st.sampled_from(["", " ", "one two", "<a> --> b", "你好。"]), max_size=4))
+def test_parts_are_the_whole(form, style, texts):
+    """What is written segment by segment is what is written of the recording at its end."""
+    events = [
+        segment(
+            1, index, text, words=[{"word": text[:2], "start": index * 2.0, "end": index * 2.0 + 0.34567}]
+        )
+        for index, text in enumerate(texts)
+    ]
+    style = formats.Style(**style)
+    growing = formats.Growing(form, style)
+    parts = [*map(growing.add, events), growing.end()]
+    assert "".join(parts) == formats.rendered(form, recording(*events), style)
+
+
 @pytest.mark.parametrize(
     ("raw", "shown"),
     [
