@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -173,6 +174,13 @@ def main(arguments: list[str]) -> int:
     return status
 
 
+def _meant_as_a_name(arguments: list[str]) -> str:
+    """A remedy for the first word that begins as an option and is the name of a file, "" where none is."""
+    words = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    name = next((word for word in words if word[:1] == "-" and word != "-" and os.path.lexists(word)), "")
+    return f" If the file {name} is meant, write ./{name}" if name else ""
+
+
 def _run(arguments: list[str]) -> int:
     try:
         result = group().main(arguments, prog_name="svctl", standalone_mode=False)
@@ -180,7 +188,7 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, click.exceptions.NoArgsIsHelpError):
             click.echo(error.format_message())
         else:
-            say(" ".join(error.format_message().split()))
+            say(" ".join(error.format_message().split()) + _meant_as_a_name(arguments))
         return _USAGE
     except click.ClickException as error:
         say(error.format_message())

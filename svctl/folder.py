@@ -78,7 +78,8 @@ class Folder:
         if any(path in self._claimed for path in paths):
             path = next(path for path in paths if path in self._claimed)
             source.error = TakenError(
-                f"{source.label}: {path} holds the transcript of another recording of this run."
+                f"{source.label}: {path} holds the transcript of another recording of this run; "
+                "take another -o for it, or -r on a folder that holds both."
             )
             return True
         # A folder of that name stays in the way whatever is asked for: writing says so.

@@ -171,7 +171,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 "output",
                 ("-o", "--output"),
                 "text",
-                "",
+                None,  # "" is what an unset variable gives, and a mistake
                 (),
                 _OUTPUT_HELP,
             ),

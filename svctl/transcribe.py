@@ -37,6 +37,8 @@ def _only_one(values: Values) -> str:
 def _mistake(values: Values, names: list[str]) -> str:
     """Why the words do not fit together, or ""."""
     several = len(names) > 1 or values["recursive"]
+    if values["output"] is not None and not values["output"]:
+        return "-o is given no FOLDER (an unset variable?); without -o transcripts go to standard output."
     return (
         _of_formats(values)
         or _of_parts(values)

@@ -73,10 +73,9 @@ def test_a_folder_gets_a_file_per_recording(svctl, server, files):
     assert listed(files / "subs/deep") == ["first.srt", "second.srt"]
     assert (files / "subs/deep/second.srt").read_text("utf-8") == "1\n00:00:00,000 --> 00:00:01,500\n你好\n\n"
     status, _, err = svctl("transcribe", "-q", "-o", "texts", "first.wav", "other/first.mp3", "second.wav")
-    assert (status, err) == (
-        73,
-        "svctl: other/first.mp3: texts/first.txt holds the transcript of another recording of this run.\n",
-    )
+    sentence = "texts/first.txt holds the transcript of another recording of this run"
+    remedy = "take another -o for it, or -r on a folder that holds both."
+    assert (status, err) == (73, f"svctl: other/first.mp3: {sentence}; {remedy}\n")
     assert listed(files / "texts") == ["first.txt", "second.txt"]
     assert (files / "texts/first.txt").read_text("utf-8") == "[EN][NEUTRAL] hello\n[EN][NEUTRAL] world\n"
 

@@ -12,6 +12,7 @@ TREE = (
     *("calls/b.wav", "calls/a.mp3", "calls/a.wav", "calls/old/c.FLAC", "calls/old/deep/d.opus"),
     *("calls/notes.txt", "calls/.hidden/e.wav", "calls/.f.wav", "calls/skip/g.wav", "top.wav"),
 )
+NO_FOLDER = "-o is given no FOLDER (an unset variable?); without -o transcripts go to standard output."
 
 
 @pytest.fixture
@@ -191,6 +192,8 @@ def test_a_list_of_names_may_be_a_pipe(start, server, tree):
     ("words", "sentence"),
     [
         (["-f", "srt,json", "top.wav"], "-f srt,json are several files; they need -o FOLDER."),
+        (["-o", "", "-f", "srt,json", "top.wav"], NO_FOLDER),
+        (["--output=", "-r", "calls"], NO_FOLDER),
         (
             ["-f", "text,plain", "-o", "out", "top.wav"],
             "-f text,plain: text and plain are files .txt both; take one of them.",
@@ -234,3 +237,30 @@ def test_words_that_do_not_fit_are_told_before_anything_is_asked(svctl, server, 
     """One sentence, exit status 64, no request."""
     assert svctl("transcribe", *words) == (64, "", f"svctl: {sentence}\n")
     assert server.requests == []
+
+
+@pytest.mark.parametrize("word", ["-dash.wav", "-f.wav", "-o.wav", "--glob.wav"])
+def test_a_file_named_as_an_option_is_told_how_to_be_written(svctl, server, tree, word):
+    """Whatever mistake the word is as an option; where no such file is, nothing is added."""
+    status, out, mistake = svctl("transcribe", word)
+    assert (status, out) == (64, "")
+    (tree / word).write_text("found")
+    assert svctl("transcribe", word) == (
+        64,
+        "",
+        f"{mistake[:-1]} If the file {word} is meant, write ./{word}\n",
+    )
+    assert svctl("transcribe", "-f", "plain", f"./{word}") == (0, "found\n", "")
+    assert svctl("transcribe", "--waht", "--", word)[2] == svctl("transcribe", "--waht", "top.wav")[2]
+
+
+def test_two_calls_of_one_name_have_a_remedy(svctl, server, tree):
+    """What the sentence says is so: another -o, or -r on a folder that holds both."""
+    (tree / "calls/old/b.wav").write_text("older")
+    status, _, err = svctl("transcribe", "-q", "-o", "out", "calls/b.wav", "calls/old/b.wav")
+    sentence = "out/b.txt holds the transcript of another recording of this run"
+    remedy = "take another -o for it, or -r on a folder that holds both."
+    assert (status, err) == (73, f"svctl: calls/old/b.wav: {sentence}; {remedy}\n")
+    assert svctl("transcribe", "-o", "older", "calls/old/b.wav")[0] == 0
+    assert svctl("transcribe", "-r", "-o", "all", "calls")[0] == 0
+    assert {"b.txt", "old/b.txt"} <= {*listed(tree / "all")}
