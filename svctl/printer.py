@@ -56,6 +56,8 @@ class Printer:
         self._counts = counts
         self._quiet: bool = values["quiet"]
         self._progress = progress
+        # beside --force it would leave out what was there before this run
+        self._goes_on = "" if values["force"] else "; --skip-existing goes on"
         self._colour = folder is None and in_colour(values["color"], STDOUT)
         # turns of several channels are put into their order of time at the end
         self._grows = (
@@ -96,12 +98,23 @@ class Printer:
         if self._counts and not self._quiet and self._transcribed + self._failures + skipped > 1:
             self._sum_up(skipped)
 
+    def broke_off(self, total: int | None, skipped: int) -> None:
+        """Sum up what a run into a folder has done before it broke off, and say how it goes on."""
+        if self._folder is None or not self._counts or self._quiet:
+            return
+        if self._transcribed + self._failures + skipped:
+            say(f"{self._tally(skipped, total)}{self._goes_on}.")
+
     def _sum_up(self, skipped: int) -> None:
-        counts = [f"{self._transcribed} transcribed", f"{self._failures} failed"]
+        audio = f"{self._progress.audio_s:.0f} s of audio in {self._progress.took_s:.1f} s"
+        say(f"{self._tally(skipped)}; {audio}.")
+
+    def _tally(self, skipped: int, total: int | None = None) -> str:
+        transcribed = f"{self._transcribed} of {total}" if total else f"{self._transcribed}"
+        counts = [f"{transcribed} transcribed", f"{self._failures} failed"]
         if skipped:
             counts.append(f"{skipped} were there already")
-        audio = f"{self._progress.audio_s:.0f} s of audio in {self._progress.took_s:.1f} s"
-        say(f"{', '.join(counts)}; {audio}.")
+        return ", ".join(counts)
 
     def _begin(self) -> formats.Growing:
         return formats.Growing(self._format, self._style, colour=self._colour)

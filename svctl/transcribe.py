@@ -195,7 +195,10 @@ class Run:
             for source, event in self._pipeline.run():
                 failed = printer.event(source, event)
                 status = status or failed
-        finally:
+        except BaseException:
             progress.clear()  # Ctrl-C and a daemon that goes leave a clean line, too
+            printer.broke_off(self._names.total, self._skipped)
+            raise
+        progress.clear()
         printer.end(self._skipped)
         return status

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 
 import pytest
+from harness.fake_server import Peer
 
 TREE = (
     *("calls/b.wav", "calls/a.mp3", "calls/a.wav", "calls/old/c.FLAC", "calls/old/deep/d.opus"),
@@ -264,3 +266,77 @@ def test_two_calls_of_one_name_have_a_remedy(svctl, server, tree):
     assert svctl("transcribe", "-o", "older", "calls/old/b.wav")[0] == 0
     assert svctl("transcribe", "-r", "-o", "all", "calls")[0] == 0
     assert {"b.txt", "old/b.txt"} <= {*listed(tree / "all")}
+
+
+NUMBERED = tuple(f"{number}.wav" for number in range(5))
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Five recordings."""
+    for name in NUMBERED:
+        (tmp_path / name).write_text("hello")
+    return tmp_path
+
+
+def _until_the_third(ending):
+    """Answer for the recordings before 2.wav, call `ending` for that one, and keep silent on what follows."""
+
+    def script(peer, message):
+        if message["type"] == "transcribe" and message["label"] >= "2.wav":
+            os.close(message["descriptor"])
+            if message["label"] == "2.wav":
+                ending(peer)
+        else:
+            peer.answer(message)
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "2 of 5 transcribed, 0 failed; --skip-existing goes on."),
+        (["--force"], "2 of 5 transcribed, 0 failed."),
+        (["-q"], None),
+    ],
+)
+def test_a_run_without_its_daemon_says_how_far_it_came(svctl, serve, numbered, words, told):
+    """And by which flag it goes on; not beside --force, which would be another run, and -q is errors only."""
+    serve(_until_the_third(lambda peer: peer.hang_up()))
+    status, out, err = svctl("transcribe", *words, "-o", "out", *NUMBERED)
+    assert (status, out) == (69, "")
+    *summary, lost = err.splitlines()
+    assert summary == ([f"svctl: {told}"] if told else [])
+    assert lost.startswith("svctl: The connection to the daemon at ")
+    assert listed(numbered / "out") == ["0.txt", "1.txt"]
+
+
+def test_ctrl_c_says_how_far_the_run_came_and_that_is_so(start, svctl, serve, numbered):
+    """The flag that it names does the rest."""
+    server = serve(_until_the_third(lambda _peer: None))
+    process = start("transcribe", "-j", "2", "-o", "out", *NUMBERED)
+    server.wait_for("transcribe", 4)  # the fourth takes the place of the second, which has been written
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == (
+        b"",
+        b"svctl: 2 of 5 transcribed, 0 failed; --skip-existing goes on.\n",
+    )
+    assert process.returncode == 130
+    server.script = Peer.answer
+    status, _, err = svctl("transcribe", "-o", "out", "--skip-existing", *NUMBERED)
+    assert status == 0
+    assert err.startswith("svctl: 3 transcribed, 0 failed, 2 were there already; ")
+
+
+def test_a_run_that_breaks_off_at_once_has_nothing_to_say(svctl, serve, numbered):
+    """Nor one onto standard output, which shows how far it came."""
+    serve(lambda peer, _message: peer.hang_up())
+    assert svctl("transcribe", "-o", "out", *NUMBERED)[2].count("\n") == 1
+
+
+def test_a_run_onto_standard_output_shows_how_far_it_came(svctl, serve, numbered):
+    """A daemon that goes is one sentence there."""
+    serve(_until_the_third(lambda peer: peer.hang_up()))
+    status, out, err = svctl("transcribe", *NUMBERED)
+    assert (status, out.count("hello"), err.count("\n")) == (69, 2, 1)
