@@ -66,6 +66,10 @@ _OUTPUT_HELP = (
     "Write a file for each recording and format into this folder instead of standard output; with -r in the "
     "same tree as the recordings. No recording of this run is ever replaced."
 )
+_LIST_HELP = (
+    "Read file names from this file, one a line (- is standard input). Windows' line ends are taken, too: a "
+    "name that itself ends in a carriage return needs -0."
+)
 _NULL_HELP = (
     "Names in the list are ended by a NUL, as find -print0 writes them. Without --files-from the list is "
     "standard input."
@@ -214,7 +218,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 "text",
                 "",
                 (),
-                "Read file names from this file, one a line (- is standard input).",
+                _LIST_HELP,
             ),
             (
                 "null",

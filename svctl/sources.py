@@ -181,7 +181,8 @@ class Names:
     ) -> None:
         """`descriptor` is read to its end, without ever blocking a transcript that is ready.
 
-        Each of its names is ended by `ended_by`. `below` gives the recordings below a folder; without it a
+        Each of its names is ended by `ended_by`; before a newline, a carriage return belongs to the end, as
+        Windows writes lists. `below` gives the recordings below a folder; without it a
         folder is a mistake. `only_one` is the sentence for a second name where there is room for one.
         """
         self._names = iter(names)
@@ -251,16 +252,19 @@ class Names:
                 raise wire.WireError(
                     "not_found", f"The list of names cannot be read: {error.strerror}."
                 ) from None
-            *names, self._partial = (self._partial + data).split(self._ended_by)
+            *found, self._partial = (self._partial + data).split(self._ended_by)
             if not data:
-                names, self.descriptor = [self._partial], -1  # a last name without its end
-            added = [os.fsdecode(name) for name in names if name]
+                found, self.descriptor = [self._partial], -1  # a last name without its end
+            added = [os.fsdecode(name) for name in map(self._bare, found) if name]
             self._names = iter(added)
             self._seen += len(added)
             # what is left over is a name too, be it cut
-            if self._only_one and self._seen + bool(self._partial and self.descriptor >= 0) > 1:
+            if self._only_one and self._seen + bool(self._bare(self._partial) and self.descriptor >= 0) > 1:
                 raise wire.WireError("invalid_request", self._only_one)
         return name
+
+    def _bare(self, name: bytes) -> bytes:
+        return name.removesuffix(b"\r") if self._ended_by == b"\n" else name
 
 
 def _source_of(found: Found) -> Source:

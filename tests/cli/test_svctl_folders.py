@@ -178,6 +178,18 @@ def test_a_list_of_names_may_be_a_file_with_lines(svctl, server, tree):
     )
 
 
+def test_a_list_may_have_the_line_ends_of_windows(svctl, server, tree):
+    """With -0 a carriage return is part of the name, and the last line needs no end."""
+    (tree / "odd.wav\r").write_text("odd")
+    lines = b"top.wav\r\n\r\ncalls/b.wav\r\ncalls/a.wav"
+    assert texts(svctl("transcribe", "--files-from=-", data=lines)[1]) == [
+        *("top.wav", "calls/b.wav", "calls/a.wav"),
+    ]
+    status, out, err = svctl("transcribe", "-f", "srt", "--files-from=-", data=b"top.wav\r\n\r\n")
+    assert (status, out.splitlines()[2], err) == (0, "top.wav", "")
+    assert texts(svctl("transcribe", "-0", data=b"odd.wav\r\0top.wav")[1]) == ["odd", "top.wav"]
+
+
 def test_a_list_of_names_may_be_a_pipe(start, server, tree):
     """What bash makes of <(find ...), or a FIFO whose writer comes late; a folder is no list."""
     os.mkfifo(tree / "names")
