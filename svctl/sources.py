@@ -87,8 +87,11 @@ def stem_of(name: str) -> str:
 
 
 def label(name: str) -> str:
-    """The name as the wire can carry it: valid UTF-8, no longer than the protocol's limit."""
-    return os.fsencode(name).decode("utf-8", "replace")[: wire.MAX_LABEL_CHARS]
+    """The name as the wire can carry it: no longer than the protocol's limit, and valid UTF-8.
+
+    Bytes that are not UTF-8 become what messages show of them, so that two names stay two names in JSON.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")[: wire.MAX_LABEL_CHARS]
 
 
 def open_source(name: str) -> Source:

@@ -22,14 +22,21 @@ def printable(text: str) -> str:
     """The text on one line: control characters, escapes and direction overrides are shown, not obeyed."""
     if text.isprintable():
         return text
-    return "".join(
-        c if c.isprintable() or c == "\u3000" else c.encode("unicode_escape").decode("ascii") for c in text
-    )
+    return "".join(c if c.isprintable() or c == "\u3000" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a name that is not UTF-8 (PEP 383)
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def encoded(text: str) -> bytes:
     """UTF-8 whatever the locale; what UTF-8 cannot hold (bytes of a file name) is escaped."""
-    return text.encode("utf-8", "backslashreplace")
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return "".join(_escape(c) if "\ud800" <= c <= "\udfff" else c for c in text).encode()
 
 
 def say(sentence: str) -> None:

@@ -236,13 +236,42 @@ def test_odd_names_are_names(svctl, server, files):
 
 
 def test_names_that_are_not_utf8_are_transcribed(svctl, server, files):
-    """F26: any name the file system holds works; where UTF-8 is needed the stray byte becomes U+FFFD."""
-    name = b"caf\xe9.wav"
-    (files / os.fsdecode(name)).write_text("ok")
-    status, out, _ = svctl("transcribe", "-f", "jsonl", os.fsdecode(name))
-    assert (status, json.loads(out)["file"]) == (0, "caf\ufffd.wav")
-    (files / os.fsdecode(name)).unlink()
-    assert svctl("transcribe", os.fsdecode(name))[2].startswith("svctl: caf\\udce9.wav cannot be opened")
+    """F26: any name the file system holds works; where UTF-8 is needed a stray byte is written in hex."""
+    name = os.fsdecode(b"caf\xe9 \xe4\xbd\xa0.wav")
+    shown = r"caf\xe9 你.wav"
+    (files / name).write_text("ok")
+    status, out, _ = svctl("transcribe", "-f", "jsonl", name)
+    assert (status, json.loads(out)["file"]) == (0, shown)
+    assert svctl("transcribe", "-f", "plain", name, "first.wav")[1].startswith(f"==> {shown} <==\nok\n")
+    assert svctl("transcribe", "-o", "out", name)[0] == 0
+    assert [os.fsencode(path.name) for path in (files / "out").iterdir()] == [b"caf\xe9 \xe4\xbd\xa0.txt"]
+
+
+def test_a_name_that_is_not_utf8_looks_the_same_in_every_sentence(svctl, serve, files):
+    """As the name of a recording, of its transcript and of a folder, and in what the daemon is told."""
+    name, shown = os.fsdecode(b"bad\xff\xfe"), r"bad\xff\xfe"
+    server = serve(lambda peer, message: peer.send(_refusal(message)))
+    assert svctl("transcribe", f"{name}.wav")[2] == (
+        f"svctl: {shown}.wav cannot be opened: No such file or directory.\n"
+    )
+    (files / name).mkdir()
+    (files / f"{name}.wav").write_text("ok")
+    (files / name / f"{name}.json").write_text("there")
+    (files / name / "first.json").write_text("there")
+    words = ("-f", "json", "-o", name)
+    assert svctl("transcribe", *words, f"{name}.wav")[2] == (
+        f"svctl: {shown}.wav: {shown}/{shown}.json exists; --force replaces it, --skip-existing leaves it.\n"
+    )
+    assert svctl("transcribe", f"{name}.wav")[2] == f"svctl: {shown}.wav: This is no audio.\n"
+    assert svctl("transcribe", "-r", name)[2] == (
+        f"svctl: {shown} holds no recording; --glob takes files of other endings.\n"
+    )
+    assert [request["label"] for request in server.requests] == [f"{shown}.wav"]
+
+
+def _refusal(message):
+    os.close(message["descriptor"])
+    return {"type": "error", "id": message["id"], "code": "bad_input", "message": "This is no audio."}
 
 
 def test_damaged_and_silent_recordings_are_noted(svctl, serve, files):

@@ -436,6 +436,7 @@ def test_labels_fit_the_wire():
     """F26: a label is valid UTF-8 and within the protocol's limit, whatever the name."""
     assert sources.label("a" * 70_000) == "a" * wire.MAX_LABEL_CHARS
     framing.encode({"label": sources.label(os.fsdecode(b"\xff\xfe"))})
+    assert sources.label(os.fsdecode(b"\xff")) != sources.label(os.fsdecode(b"\xfe"))
     assert sources.label("你好.wav") == "你好.wav"
 
 

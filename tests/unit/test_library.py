@@ -121,10 +121,10 @@ def test_what_a_web_framework_hands_over_is_taken(path, tmp_path):
 
 
 def test_a_label_is_what_the_wire_can_carry(path, recording):
-    """A long one is cut, and what is not UTF-8 is replaced, as for the names of files."""
+    """A long one is cut, and what is not UTF-8 is escaped, as for the names of files."""
     with FakeServer(path) as server, Client(path) as client:
         assert client.transcribe(recording, label="x" * 5_000).file == "x" * 4_096
-        assert client.transcribe(recording, label="a\udcff").file == "a\ufffd"
+        assert client.transcribe(recording, label="a\udcff").file == r"a\xff"
     assert len(server.requests[0]["label"]) == 4_096
 
 
