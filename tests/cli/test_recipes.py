@@ -20,6 +20,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from harness.daemon import wait_until
 from harness.markdown import sections
 
 from sensevoiced.models import DEMO_DIR
@@ -234,11 +235,13 @@ def test_subtitles_of_what_is_being_said(recipes, on_path, demo, tmp_path):
         assert first[:2] == ["WEBVTT\n", "\n"]
         assert re.match(r"00:00:0\d\.\d{3} --> ", first[2])
         assert first[3].startswith(ANGRY)
+        # tee writes what it shows into its file afterwards
+        kept = tmp_path / "live.vtt"
+        wait_until(lambda: kept.read_text("utf-8").startswith("".join(first)), "the cue in live.vtt", RUN_S)
         assert process.poll() is None
     finally:
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: all of the pipe
         process.communicate(timeout=RUN_S)
-    assert (tmp_path / "live.vtt").read_text("utf-8").startswith("".join(first))
     subprocess.run(["sh", "-c", afterwards], cwd=tmp_path, env=environment, check=True, timeout=RUN_S)
     assert ANGRY in (tmp_path / "lesson.vtt").read_text("utf-8").replace("\n", " ")
 
