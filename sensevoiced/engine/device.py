@@ -27,8 +27,8 @@ _ALLOCATION_FAILURES = (
 )
 """How plain RuntimeErrors say it: torch's allocator on the CPU, its C++ elsewhere, oneDNN, the CUDA
 runtime, cuBLAS, cuDNN 8 and 9. oneDNN gives no reason; but what it cannot do at all shows at the start."""
-_PARAMETERS_A_BYTE = 4
-"""What the activations of a 30 s utterance and the libraries' own room come to, in any precision: 56 MiB at
+_PARAMETERS_A_BYTE = 3
+"""What the activations of a 30 s utterance and the libraries' own room come to, in any precision: 60 MiB at
 234 M parameters, nothing to speak of for the demo model."""
 _MOST_BYTES = 60 * 2**20
 """More than 64 MiB in one stretch would be given back."""
