@@ -19,27 +19,31 @@ class Closing:
 
     def __init__(self) -> None:
         """None so far."""
-        self._lock = threading.Lock()
+        # Reentrant: where an object is made under it, the collector may run, and end an abandoned run, whose
+        # descriptors are closed here too.
+        self._lock = threading.RLock()
         self._of: Counter[int] = Counter()
+        self._all = 0
 
     def __len__(self) -> int:
         """Count them."""
-        with self._lock:
-            return self._of.total()
+        return self._all
 
     def full(self, owner: int) -> bool:
         """Say whether nothing more should be taken from this user, because too much of it may never go."""
         with self._lock:
-            return self._of[owner] >= MAX_CLOSING_PER_USER or self._of.total() >= MAX_CLOSING
+            return self._of[owner] >= MAX_CLOSING_PER_USER or self._all >= MAX_CLOSING
 
     def began(self, owner: int) -> None:
         """Count one in."""
         with self._lock:
             self._of[owner] += 1
+            self._all += 1
 
     def ended(self, owner: int) -> None:
         """Count one out."""
         with self._lock:
+            self._all -= 1
             self._of[owner] -= 1
             if not self._of[owner]:
                 del self._of[owner]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -44,7 +45,9 @@ class Loop(asyncio.SelectorEventLoop):
         now_s = time.monotonic()
         if now_s - self._warned_s >= WARN_EVERY_S:
             self._warned_s = now_s
-            log.warning("too little memory %s", where)
+            # The line itself needs memory; without it the loop goes on all the same.
+            with contextlib.suppress(MemoryError):
+                log.warning("too little memory %s", where)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -68,7 +68,8 @@ class Notifier:
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.settimeout(patience_s)
-                self._socket.send("\n".join(assignments).encode())
+                # Names of files may be any bytes, and what goes to systemd is UTF-8.
+                self._socket.send("\n".join(assignments).encode(errors="backslashreplace"))
 
     def status(self, sentence: str) -> None:
         """One line for `systemctl status`."""

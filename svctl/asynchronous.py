@@ -56,6 +56,8 @@ class AsyncClient:
         """The last is asked; those before are of a daemon that drains, and answer what they have accepted."""
         self._slots: asyncio.Semaphore
         self._connecting: asyncio.Lock
+        self._heard_s = 0.0
+        """When the daemon last said something of any request, on the loop's clock."""
         sentence = "The client is not connected: use it in an `async with` block."
         self._closed: wire.WireError | None = wire.WireError("unavailable", sentence)
         """Why nothing can be asked."""
@@ -67,6 +69,7 @@ class AsyncClient:
         # in another one, as with two asyncio.run.
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
         self._connecting = asyncio.Lock()
+        self._heard_s = 0.0
         self._closed = None
         return self
 
@@ -202,13 +205,16 @@ class AsyncClient:
             async with contextlib.aclosing(_one_try(link, source, fields)) as arriving:
                 async for event in arriving:
                     if event["type"] != "error":
+                        self._heard_s = asyncio.get_running_loop().time()
                         yield event
             if event is None or event["type"] != "error":
                 return
             error = error_of(event)
             # a stream's bytes have gone: it cannot be sent again
             again = error.code == "busy" and not source.streamed
-            if not again or asyncio.get_running_loop().time() - began_s > self._patience_s:
+            # while the daemon works on others of ours it is not stuck: patience counts from the last it said
+            since_s = max(began_s, self._heard_s)
+            if not again or asyncio.get_running_loop().time() - since_s > self._patience_s:
                 raise error
             await asyncio.sleep(pause_s(error.retry_after_ms))
 

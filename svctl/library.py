@@ -263,6 +263,8 @@ def fields_of(
     for what, allowed in ((language, wire.LANGUAGES), (channels, wire.CHANNELS)):
         if what not in allowed:
             raise ValueError(f"{what!r} is not one of {', '.join(allowed)}")
+    # numpy's numbers are numbers too
+    start_s, duration_s = float(start_s), float(duration_s)
     for seconds in (start_s, duration_s):
         if not 0 <= seconds <= wire.MAX_POSITION_S:
             raise ValueError(f"{seconds!r} is no number of seconds from 0 to {wire.MAX_POSITION_S}")

@@ -39,6 +39,10 @@ def _mistake(values: Values, names: list[str]) -> str:
     several = len(names) > 1 or values["recursive"]
     if values["output"] is not None and not values["output"]:
         return "-o is given no FOLDER (an unset variable?); without -o transcripts go to standard output."
+    if values["output"] == "-":
+        return (
+            "-o takes a FOLDER; without it transcripts go to standard output (a folder of that name is ./-)."
+        )
     return (
         _of_formats(values)
         or _of_parts(values)
@@ -78,6 +82,10 @@ def _of_parts(values: Values) -> str:
         return "--words writes words without tags, which are those of segments; leave out --tags."
     if values["channels"] == "split" and "raw" in forms:
         return "-f raw has no place for the number of a channel; -f text --tags raw has."
+    if values["channels"] == "split" and values["tags"] == "emoji" and "text" in forms:
+        return (
+            "--tags emoji writes one line, without the numbers of channels; take other tags."
+        )
     return ""
 
 

@@ -115,8 +115,10 @@ class _Cancel:
 
     def __init__(self, values: Values, names: list[str]) -> None:
         for name in names:
-            if not (name.isascii() and name.isdigit() and 0 < int(name) <= wire.MAX_ID):
-                sentence = f"{name} is no number of a request: `svctl ps` shows them."
+            # the length first: Python refuses to read thousands of digits
+            digits = name.isascii() and name.isdigit() and len(name) <= len(str(wire.MAX_ID))
+            if not digits or not 0 < int(name) <= wire.MAX_ID:
+                sentence = f"{name:.40} is no number of a request: `svctl ps` shows them."
                 raise wire.WireError("invalid_request", sentence)
         self._jobs = [int(name) for name in names]
         self._quiet: bool = values["quiet"]

@@ -133,9 +133,11 @@ def reserve_memory(parameters: int) -> None:
     keeps would lie behind the free memory otherwise, and what comes later behind both.
     """
     wanted = min(parameters // _PARAMETERS_A_BYTE, _MOST_BYTES)
-    torch.empty(_TEACHES_BYTES, dtype=torch.uint8)
-    pieces = [torch.zeros(_PIECE_BYTES, dtype=torch.uint8) for _ in range(wanted // _PIECE_BYTES)]
-    pieces.clear()
+    # Where there is less, batches are divided, and the daemon serves as well as it can.
+    with contextlib.suppress(RuntimeError, MemoryError):
+        torch.empty(_TEACHES_BYTES, dtype=torch.uint8)
+        pieces = [torch.zeros(_PIECE_BYTES, dtype=torch.uint8) for _ in range(wanted // _PIECE_BYTES)]
+        pieces.clear()
 
 
 def memory_bytes(device: torch.device) -> tuple[int, int] | None:

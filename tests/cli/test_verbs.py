@@ -80,6 +80,7 @@ def test_cancel_ends_requests_by_their_number(svctl, serve):
         "svctl: call.wav is no number of a request: `svctl ps` shows them.\n",
     )
     assert svctl("cancel") == (64, "", "svctl: Name at least one JOB.\n")
+    assert svctl("cancel", "1" * 5_000)[0] == 64
 
 
 def test_models_tells_which_is_loaded(svctl, server):

@@ -46,3 +46,22 @@ def test_memory_is_taken_once(parameters, least, most):
     assert least <= taken <= most
     if least:
         assert later <= 8
+
+
+SCARCE = """
+    import resource
+    import torch
+    from sensevoiced.engine.device import reserve_memory
+
+    held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + 10 * 2**20, resource.RLIM_INFINITY))
+    reserve_memory(234_000_000)
+    print("goes on")
+"""
+
+
+def test_too_little_of_it_is_no_error():
+    """Then batches are divided."""
+    command = [sys.executable, "-c", textwrap.dedent(SCARCE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "goes on\n", "")

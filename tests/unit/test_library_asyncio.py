@@ -75,6 +75,38 @@ def test_no_more_is_asked_at_once_than_a_daemon_takes(path, recording):
         asyncio.run(main())
 
 
+def test_patience_does_not_end_while_the_daemon_works_on_other_requests(path, recording, tmp_path):
+    """One is refused for longer than that, and heard from all the while is another, which then ends too."""
+    refused, running, refusals = tmp_path / "refused.wav", [], 12
+    refused.write_text("late")
+
+    def script(peer, message):
+        if message["type"] == "transcribe" and not running:
+            running.append(message)
+        elif (
+            message["type"] == "transcribe" and message["label"] == str(refused) and len(running) <= refusals
+        ):
+            running.append(message)
+            peer.send({"type": "progress", "id": running[0]["id"], "decoded_s": 1.0, "recognised_s": 0.5})
+            error = {"type": "error", "id": message["id"], "code": "busy", "message": "full"}
+            peer.send({**error, "retryable": True, "retry_after_ms": 100})
+        else:
+            if message["type"] == "transcribe":
+                peer.answer(running[0])
+            peer.answer(message)
+
+    async def main():
+        async with AsyncClient(path, patience_s=0.5) as client:
+            first = asyncio.create_task(client.transcribe(recording))
+            await until(lambda: running)
+            assert (await client.transcribe(refused)).text == "late"
+            assert (await first).text == "hello world"
+
+    with FakeServer(path, script):
+        asyncio.run(main())
+    assert len(running) == refusals + 1
+
+
 def test_cancelling_a_task_cancels_its_request(path, recording):
     """And a timeout does; other requests go on."""
     first = threading.Event()
