@@ -28,17 +28,24 @@ class Loop(asyncio.SelectorEventLoop):
         """Take note of errors that nobody awaits."""
         super().__init__()
         self._warned_s = -math.inf
+        self._told_to_stop = False
         self.set_exception_handler(_tell)
 
     def run_forever(self) -> None:
         """Run until stopped."""
-        while True:
+        self._told_to_stop = False
+        while not self._told_to_stop:
             try:
                 super().run_forever()
             except MemoryError:
                 self.warn("between two of the event loop's turns")
             else:
                 return
+
+    def stop(self) -> None:
+        """Stop after this turn, even one that ends for want of memory, which asyncio forgets it in."""
+        self._told_to_stop = True
+        super().stop()
 
     def warn(self, where: str) -> None:
         """Log a lack of memory, unless that was done just now."""

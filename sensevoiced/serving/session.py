@@ -231,19 +231,23 @@ class Session:
             if fd is not None:
                 close_later(fd, self._peer.uid)
             raise
-        self._jobs[request] = job
-        self._idle.clear()
-        try:
-            taken_off = self._board.add(self._peer, job, lambda: self._end_for_another(job))
-            job.task = self._group.create_task(self._work(job))
-            # Not a `finally` in the task: one that is cancelled before its first step never runs.
-            job.task.add_done_callback(lambda _: job.dispose())
-            job.task.add_done_callback(lambda _: taken_off())
-        except MemoryError:
-            job.dispose()
-            raise
+        self._begin(job)
         if self._ticking is None:
             self._ticking = self._loop.call_later(PROGRESS_INTERVAL_S, self._tick)
+
+    def _begin(self, job: Job) -> None:
+        """Put an admitted job where it can be seen, cancelled and worked on; all of it or nothing."""
+        self._jobs[job.id] = job
+        self._idle.clear()
+        ends = [job.dispose]
+        try:
+            ends.append(self._board.add(self._peer, job, lambda: self._end_for_another(job)))
+            job.task = self._group.create_task(self._work(job))
+            # Not a `finally` in the task: one that is cancelled before its first step never runs.
+            job.task.add_done_callback(lambda _: _all_of(ends))
+        except MemoryError:
+            _all_of(ends)
+            raise
 
     async def _on_audio(self, message: Message) -> None:
         job = await self._uploading(message)
@@ -292,7 +296,7 @@ class Session:
         except JobError as error:
             failure = WireError(error.code, error.message)
         except WireError as error:
-            failure = error
+            failure = error.with_traceback(None)
         except MemoryError:
             failure = out_of_memory()
         except ConnectionLost:
@@ -402,3 +406,8 @@ class Session:
 def _cancel(job: Job) -> None:
     if job.task is not None and job.task is not asyncio.current_task():
         job.task.cancel()
+
+
+def _all_of(ends: list[Callable[[], None]]) -> None:
+    for end in ends:
+        end()

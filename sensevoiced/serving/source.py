@@ -94,7 +94,7 @@ hanging = Hanging()
 """Of the process, as threads are."""
 
 
-async def on_thread(
+async def on_thread(  # noqa: C901 - what happens on either side of the thread is read together
     work: Callable[[], _T],
     timeout_s: float,
     descriptor: Callable[[_T], int],
@@ -115,12 +115,15 @@ async def on_thread(
 
     def settle(result: _T | None, error: BaseException | None) -> None:
         if future.done():
-            if result is not None:
-                close_later(descriptor(result), owner)
+            unwanted(result)
         elif result is not None:
             future.set_result(result)
         elif error is not None:
             future.set_exception(error)
+
+    def unwanted(result: _T | None) -> None:
+        if result is not None:
+            close_later(descriptor(result), owner)
 
     def main() -> None:
         try:
@@ -131,8 +134,13 @@ async def on_thread(
             outcome = (result, None)
         finally:
             hanging.over(call)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-            loop.call_soon_threadsafe(settle, *outcome)
+        # Where the loop is closed the process ends; without memory nobody hears of it, and who waits is told
+        # `timeout`.
+        with contextlib.suppress(RuntimeError):
+            try:
+                loop.call_soon_threadsafe(settle, *outcome)
+            except MemoryError:
+                unwanted(outcome[0])
 
     try:
         async with asyncio.timeout(timeout_s):

@@ -15,11 +15,13 @@ from harness.pools import descriptors
 from harness.sessions import Running, Service
 from harness.wire_client import WireClient, memfd
 
+from sensevoiced import loop as loop_module
 from sensevoiced import threads
 from sensevoiced.config import Config, ServingConfig
 from sensevoiced.descriptors import close_later, closing
 from sensevoiced.frontend.child import Child
 from sensevoiced.heartbeat import Heartbeat
+from sensevoiced.jobs import JobError
 from sensevoiced.loop import Loop
 from sensevoiced.metrics import Metrics
 from sensevoiced.serving import listener, server, session, source
@@ -242,3 +244,51 @@ def test_a_descriptor_is_closed_even_where_no_thread_can_be_had(monkeypatch):
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
     assert not closing
+
+
+def test_the_loop_stops_in_a_turn_that_lacks_memory():
+    """Asyncio forgets that it was told to."""
+
+    def broken():
+        raise MemoryError
+
+    def main():
+        loop = Loop()
+        loop.call_exception_handler = lacking(loop.call_exception_handler)
+        loop.call_soon(loop.stop)
+        loop.call_soon(broken)
+        loop.run_forever()
+        loop.close()
+
+    thread = threading.Thread(target=main, daemon=True)
+    thread.start()
+    thread.join(LIMIT_S)
+    assert not thread.is_alive()
+
+
+def test_the_loop_goes_on_where_even_its_warning_lacks_memory(monkeypatch):
+    """Both are found wanting in the same moment."""
+    monkeypatch.setattr(loop_module.log, "makeRecord", lacking(loop_module.log.makeRecord))
+
+    async def scene():
+        running = asyncio.get_running_loop()
+        running._selector.select = lacking(running._selector.select)
+        await asyncio.sleep(0.01)
+        return "alive"
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        assert runner.run(scene()) == "alive"
+
+
+def test_an_answer_that_finds_no_memory_leaves_no_descriptor():
+    """Nobody will take the descriptor that it was about."""
+    fd = memfd(b"x")
+
+    async def scene():
+        running = asyncio.get_running_loop()
+        running.call_soon_threadsafe = lacking(running.call_soon_threadsafe)
+        with pytest.raises(JobError, match="did not answer"):
+            await source.on_thread(lambda: source.examine(fd, 1), 0.2, lambda _: fd, owner=1)
+
+    asyncio.run(scene())
+    wait_until(lambda: str(fd) not in os.listdir("/proc/self/fd"), "the descriptor closed")
