@@ -38,7 +38,7 @@ class Heartbeat:
         self._load_timeout_s = config.load_timeout_s
         self._model = model
         self._every_s = HEARTBEAT_S if watchdog_s is None else min(HEARTBEAT_S, watchdog_s / BEATS_A_DEADLINE)
-        self._late = self._stuck = False
+        self._late = self._stuck = self._lost = False
 
     async def run(
         self,
@@ -46,7 +46,11 @@ class Heartbeat:
         batches: Callable[[], BatcherSnapshot],
         give_up: Callable[[int], None],
     ) -> None:
-        """Go on until cancelled. `give_up` is called where the engine fails at everything it is given."""
+        """Go on until cancelled.
+
+        `give_up` is called, with the failures in a row, where the engine fails at everything it is given or
+        its thread has ended.
+        """
         began_s = time.monotonic()
         while True:
             # A lack of memory is no reason to fall silent for good: systemd would end everybody's work.
@@ -66,6 +70,12 @@ class Heartbeat:
             log.error("loading takes longer than load_timeout_s: systemd is asked for no more time")
 
     def _look_at(self, batches: BatcherSnapshot, give_up: Callable[[int], None]) -> None:
+        if batches.ended:
+            if not self._lost:
+                self._lost = True
+                log.error("the engine thread has ended, and nothing can be recognised any more")
+            give_up(batches.failed_in_a_row)
+            return
         age_s = batches.oldest_batch_age_s
         if age_s <= self._limits.stuck_after_s:
             self._notifier.watchdog()

@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 
 STOP_S = 5.0
 """How long `stop` waits for a running batch, because a thread cannot be interrupted."""
+RETRY_S = 0.01
+"""Between two attempts at what takes a few bytes that are not to be had just now."""
 
 _NO_MEMORY = "The daemon has too little memory for this."
 _LOST_THREAD = "The engine thread has ended; the daemon needs a restart."
@@ -51,6 +53,8 @@ class BatcherSnapshot:
     """The cap in force."""
     engine_busy_s: float
     out_of_memory_splits: int
+    ended: bool
+    """Whether the engine thread has ended though nobody stopped it: nothing will ever run again."""
 
 
 class Batcher:
@@ -159,6 +163,7 @@ class Batcher:
                 max_batch_frames=runner.frames_cap,
                 engine_busy_s=self._busy_s + age,
                 out_of_memory_splits=runner.splits,
+                ended=self._ended and not self._stopping,
             )
 
     # On the event loop.
@@ -243,10 +248,21 @@ class Batcher:
         return len(jobs) == 1 or item.owner not in {running.owner for running in self._running}
 
     def _to_loop(self, callback: Callable[..., object], *args: object) -> None:
+        """Have the loop call back; a callback may come twice, where memory was lacking in between."""
+        if self._loop is None:
+            return
         # A loop that is closed has nobody left to tell.
         with contextlib.suppress(RuntimeError):
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(callback, *args)
+            while True:
+                try:
+                    self._loop.call_soon_threadsafe(callback, *args)
+                except MemoryError:
+                    # Somebody waits for this word, and `stop` answers them all itself.
+                    if self._stopping:
+                        return
+                    time.sleep(RETRY_S)
+                else:
+                    return
 
     def _main(self) -> None:
         try:
@@ -259,8 +275,14 @@ class Batcher:
 
     def _one_turn(self) -> bool:
         """Wait for work and do it; False when it is time to end."""
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._calls or self._waiting)
+        except MemoryError:
+            # Waiting takes a lock of its own. Nothing has been taken yet, so nothing is lost.
+            time.sleep(RETRY_S)
+            return True
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._calls or self._waiting)
             if self._stopping:
                 return False
             call = self._calls.popleft()[0] if self._calls else None

@@ -422,3 +422,62 @@ def test_a_recognition_says_when_its_batch_ran():
     assert alone.ended_s - alone.texts_s == pytest.approx(2.0)
     assert (one.began_s, one.texts_s, one.ended_s) == (other.began_s, other.texts_s, other.ended_s)
     assert one.ended_s - one.texts_s == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("where", ["a batch is answered", "it waits for work"])
+def test_the_engine_thread_outlives_a_lack_of_memory(monkeypatch, where):
+    """The few bytes around a batch are tried for again: everybody is answered, also those who come later."""
+    model, lacks = FakeModel(), []
+    model.gate.set()
+
+    def lacking(real):
+        def function(*args):
+            if threading.current_thread().name == "engine" and not lacks:
+                lacks.append(args)
+                raise MemoryError
+            return real(*args)
+
+        return function
+
+    async def scene():
+        async with batching(model) as batcher:
+            await ask(batcher, 0)
+            if where == "a batch is answered":
+                loop = asyncio.get_running_loop()
+                monkeypatch.setattr(loop, "call_soon_threadsafe", lacking(loop.call_soon_threadsafe))
+            else:
+                monkeypatch.setattr(threading, "_allocate_lock", lacking(threading._allocate_lock))
+            assert [(await ask(batcher, n)).recognition.text for n in (1, 2, 3)] == [
+                "text 1",
+                "text 2",
+                "text 3",
+            ]
+            assert not batcher.snapshot().ended
+
+    asyncio.run(scene())
+    assert lacks
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_thread_that_ends_is_told_of(monkeypatch):
+    """Who waits is refused, and so is who comes; an end that was asked for is none to tell of."""
+    model = FakeModel()
+    model.gate.set()
+
+    def broken(**_):
+        raise MemoryError
+
+    async def scene():
+        async with batching(model) as batcher:
+            await ask(batcher, 0)
+            assert not batcher.snapshot().ended
+            monkeypatch.setattr(batcher._waiting, "take", broken)
+            tasks = [ask(batcher, 1)]
+            await asyncio.wait(tasks)
+            tasks.append(ask(batcher, 2))
+            await asyncio.wait(tasks)
+            assert [outcome(task) for task in tasks] == ["internal"] * 2
+            assert batcher.snapshot().ended
+        assert not batcher.snapshot().ended
+
+    asyncio.run(scene())

@@ -39,9 +39,9 @@ def heartbeat(manager, tmp_path, *, watchdog_s=None):
     return Heartbeat(manager, config, model="m", watchdog_s=watchdog_s)
 
 
-def batches(*, age_s=0.0, failed=0):
+def batches(*, age_s=0.0, failed=0, ended=False):
     """What the batcher reports."""
-    return SimpleNamespace(oldest_batch_age_s=age_s, failed_in_a_row=failed)
+    return SimpleNamespace(oldest_batch_age_s=age_s, failed_in_a_row=failed, ended=ended)
 
 
 def test_a_batch_that_is_stuck_is_told_once_and_its_end_too(manager, tmp_path):
@@ -58,6 +58,16 @@ def test_an_engine_that_fails_at_everything_is_given_up(manager, tmp_path):
     for failed in (0, 2, 3):
         heart._look_at(batches(failed=failed), heard.append)
     assert heard == [3]
+
+
+def test_an_engine_whose_thread_has_ended_is_given_up(manager, tmp_path, caplog):
+    """It is idle for ever and fails at nothing: no sign of life may hide that, and one line says it."""
+    heart, heard = heartbeat(manager, tmp_path), []
+    for _ in range(2):
+        heart._look_at(batches(ended=True), heard.append)
+    assert heard == [0, 0]
+    assert not manager.told
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == ["the engine thread has ended"]
 
 
 def test_time_for_loading_is_asked_for_until_the_limit(manager, tmp_path, caplog):

@@ -211,7 +211,7 @@ def test_the_heart_beats_on(tmp_path):
             told.append("alive")
             enough.set()
 
-    looks = lacking(lambda: SimpleNamespace(oldest_batch_age_s=0.0, failed_in_a_row=0))
+    looks = lacking(lambda: SimpleNamespace(oldest_batch_age_s=0.0, failed_in_a_row=0, ended=False))
     config = Config(socket=tmp_path, models_dir=tmp_path)
     heart = Heartbeat(Manager(), config, model="m", watchdog_s=0.03)
 
