@@ -17,7 +17,7 @@ from sensevoiced.engine.turns import Turns
 from sensevoiced.jobs import JobError, Options, Recognised, Recognition, Utterance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from sensevoiced.config import BatchLimits
 
@@ -180,7 +180,7 @@ class Batcher:
             self._waiting.drop(item)
         self._outstanding.discard(item)
 
-    def _fail(self, items: list[Item], code: str, message: str) -> None:
+    def _fail(self, items: Iterable[Item], code: str, message: str) -> None:
         for item in items:
             self._forget(item)
             if not item.future.done():
@@ -220,26 +220,46 @@ class Batcher:
         long as alone: the rest of one batch, and its share of the next. So it goes first where it is its turn
         anyway, its user has nothing in the batch or the whole batch is one job's, and the batch takes no more
         than half as long again for all that cut in on it.
+
+        No MemoryError leaves it: the model would take it for the batch's own, and the batch be divided.
         """
-        with self._changed:
-            item = self._waiting.first()
-            if item is None or self._stopping or self._cutting_in or not self._may_cut_in(item):
-                return
-            self._waiting.take(utterances=1, frames=item.frames, attention=item.frames**2)
-            self._spare_frames -= item.frames
+        if self._cutting_in:
+            return
+        item: Item | None = None
         self._cutting_in = True
         try:
+            with self._changed:
+                item = self._next_to_cut_in()
+                if item is None:
+                    return
+                self._waiting.take(utterances=1, frames=item.frames, attention=item.frames**2)
+                self._spare_frames -= item.frames
             began_s = time.monotonic()
             outcomes = self._runner.squeeze_in(item)
+            if outcomes is not None:
+                self._to_loop(self._deliver, outcomes, began_s, time.monotonic())
+                return
+        except MemoryError:
+            # Of the few lines around the model's run, which has its own way with it.
+            if item is None:
+                return
         finally:
             self._cutting_in = False
-        if outcomes is not None:
-            self._to_loop(self._deliver, outcomes, began_s, time.monotonic())
-            return
-        with self._changed:
-            # It waits for the end of the batch after all, and so does whatever else would fit even less.
-            self._waiting.put_back(item)
-            self._spare_frames = 0
+        self._do_not_cut_in(item)
+
+    def _next_to_cut_in(self) -> Item | None:
+        item = self._waiting.first()
+        return None if item is None or self._stopping or not self._may_cut_in(item) else item
+
+    def _do_not_cut_in(self, item: Item) -> None:
+        """Let it wait for the end of the batch after all, and so whatever else would fit even less."""
+        self._spare_frames = 0
+        try:
+            with self._changed:
+                if item not in self._waiting:
+                    self._waiting.put_back(item)
+        except MemoryError:
+            self._to_loop(self._fail, (item,), "internal", _NO_MEMORY)
 
     def _may_cut_in(self, item: Item) -> bool:
         jobs = {running.job for running in self._running}

@@ -158,6 +158,59 @@ def test_one_that_does_not_fit_beside_the_batch_waits_for_its_end():
     assert model.log[2:] == [("begin", [1, 2]), ("end", [1, 2])]
 
 
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("_waiting", "first"),
+        ("_waiting", "take"),
+        ("_runner", "squeeze_in"),
+        ("_runner", "_count"),
+        (None, "_to_loop"),
+    ],
+)
+def test_a_lack_of_memory_around_it_costs_neither(monkeypatch, owner, name):
+    """The batch is not divided for it, and what would have cut in is answered, if only in the next batch."""
+    model, lacked, depth = Model(), [], []
+
+    def between(batcher):
+        depth.append(1)
+        try:
+            batcher.cut_in()
+        finally:
+            depth.pop()
+
+    async def play():
+        batcher = Batcher(model, limits=BatchLimits())
+        model.between = lambda: between(batcher)
+        holder = batcher if owner is None else getattr(batcher, owner)
+        real = getattr(holder, name)
+
+        def lacking(*args, **options):
+            if depth and not lacked:
+                lacked.append(name)
+                raise MemoryError
+            return real(*args, **options)
+
+        monkeypatch.setattr(holder, name, lacking)
+        async with asyncio.timeout(LIMIT_S):
+            tasks = [ask(batcher, 0, frames=200)]
+            await asyncio.sleep(0)
+            batcher.start()
+            assert await asyncio.to_thread(model.began.wait, LIMIT_S)
+            tasks.append(ask(batcher, 1, frames=50, job=2))
+            await asyncio.sleep(0)
+            model.go_on.set()
+            model.end.set()
+            assert [(await task).recognition.text for task in tasks] == ["0", "1"]
+        said = batcher.snapshot()
+        assert (said.queued_utterances, said.failed_utterances, said.out_of_memory_splits) == (0, 0, 0)
+        assert batcher.stop(LIMIT_S)
+
+    asyncio.run(play())
+    assert lacked
+    assert [names for kind, names in model.log if kind == "begin"].count([0]) == 1
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
 def test_neither_batch_notices_the_other(precision):
     """With the demo model, to the bit: what is run in the middle of another batch, and that batch."""
