@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 MAX_FAILED_STARTS = 3
 """Children in a row that end before they are ready; after that something is wrong that another start will not
 cure."""
+PAUSE_S = 2.0
+"""From then until the next start where other children serve: whoever waits need not be refused."""
 STOP_GRACE_S = 1.0
 """A child that is still busy so long after its job was called off is killed; it looks up after every block of
 audio (30 ms)."""
@@ -69,6 +71,7 @@ class FrontendPool:
         self._closing = False
         self._lent_s = -math.inf
         self._grows_soon = False
+        self._paused_until_s = -math.inf
         self._failed_starts = 0
         self._failure = "the processes that read audio do not start"
         self._started = self._crashed = self._timeouts = self._stopped = 0
@@ -208,8 +211,10 @@ class FrontendPool:
         wanted = min(self._waiting.wanted(self._share) - coming, room)
         if wanted <= 0:
             return
-        wait_s = self._lent_s + self.config.grow_after_s - time.monotonic()
-        if len(self._children) < self.config.children or wait_s <= 0:
+        few = len(self._children) < self.config.children
+        from_s = -math.inf if few else self._lent_s + self.config.grow_after_s
+        wait_s = max(from_s, self._paused_until_s) - time.monotonic()
+        if wait_s <= 0:
             for _ in range(wanted):
                 self._try_spawn()
         elif not self._grows_soon:
@@ -282,13 +287,21 @@ class FrontendPool:
             self._failure = (
                 child.failure or f"a process ended with status {child.returncode} before it was ready"
             )
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            self._give_up()
-            return
+            if self._failed_starts >= MAX_FAILED_STARTS:
+                self._start_no_more()
+                return
         if len(self._children) < self.config.children:
             self._try_spawn()
         # Its owner may have waited for nothing but his share.
         self._lend()
+
+    def _start_no_more(self) -> None:
+        """Refuse those who wait, or let them wait for the children there are until the next attempt."""
+        if not any(child.ready for child in self._children):
+            self._give_up()
+            return
+        self._paused_until_s = time.monotonic() + PAUSE_S
+        self._grow()
 
     def _give_up(self) -> None:
         # The next job tries again: what is wrong now (no memory, no process) may pass.

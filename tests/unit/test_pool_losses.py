@@ -56,6 +56,33 @@ def test_a_child_killed_while_idle_is_replaced_unnoticed(models, run):
     run(scenario())
 
 
+def test_children_that_die_while_starting_cost_nobody_where_others_serve(models, run, monkeypatch):
+    """Three in a row are no reason to refuse who waits while a child is at work: others are started later."""
+    monkeypatch.setattr("sensevoiced.frontend.pool.PAUSE_S", 0.2)
+
+    async def scenario():
+        async with running(models, children=1, max_children=8, grow_after_s=0.01) as pool:
+            reader, writer = os.pipe()
+            busy = asyncio.create_task(drain(pool.utterances(reader, Options(), label="busy", owner=1)))
+            await until(lambda: not idle(pool))
+            waiting = [
+                asyncio.create_task(drain(pool.utterances(memfd(speech(1.0)), Options(), label="w", owner=2)))
+                for _ in range(3)
+            ]
+            await until(lambda: len(pool._children) == 4)
+            for child in pool._children:
+                if not child.ready:
+                    os.kill(child.pid, signal.SIGKILL)
+            assert [len(found) for found in await asyncio.gather(*waiting)] == [1, 1, 1]
+            assert pool._paused_until_s > 0.0
+            assert not busy.done()
+            os.close(writer)
+            with pytest.raises(JobError):
+                await busy
+
+    run(scenario())
+
+
 def test_a_stalled_source_times_out(models, run):
     """F22: a pipe from which nothing comes ends in timeout after the deadline, and its child is replaced."""
 
