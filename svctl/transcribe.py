@@ -83,9 +83,7 @@ def _of_parts(values: Values) -> str:
     if values["channels"] == "split" and "raw" in forms:
         return "-f raw has no place for the number of a channel; -f text --tags raw has."
     if values["channels"] == "split" and values["tags"] == "emoji" and "text" in forms:
-        return (
-            "--tags emoji writes one line, without the numbers of channels; take other tags."
-        )
+        return "--tags emoji writes one line, without the numbers of channels; take other tags."
     return ""
 
 

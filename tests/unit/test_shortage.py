@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -291,4 +292,4 @@ def test_an_answer_that_finds_no_memory_leaves_no_descriptor():
             await source.on_thread(lambda: source.examine(fd, 1), 0.2, lambda _: fd, owner=1)
 
     asyncio.run(scene())
-    wait_until(lambda: str(fd) not in os.listdir("/proc/self/fd"), "the descriptor closed")
+    wait_until(lambda: not Path(f"/proc/self/fd/{fd}").exists(), "the descriptor closed")
