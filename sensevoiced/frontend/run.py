@@ -240,8 +240,9 @@ class FrontendRun:
         self._sock.setblocking(False)
         try:
             child.give(self._job_message(), self._source_fd, theirs, self._sock)
-        except OSError:
-            # It is ending, or cannot be reached: either way the next one is asked.
+        except (OSError, MemoryError):
+            # It is ending, cannot be reached, or knows nothing of a job it counts as busy with: either way it
+            # is replaced, and the next one is asked.
             child.kill()
         self._job = child.jobs
 

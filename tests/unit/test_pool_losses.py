@@ -16,6 +16,7 @@ import soundfile
 from harness.energy_vad import speech
 from harness.pools import drain, idle, memfd, run_program, running, take_over, until
 
+from sensevoiced.frontend import child as child_module
 from sensevoiced.frontend.run import crash_sentence
 from sensevoiced.jobs import JobError, Options
 
@@ -39,6 +40,29 @@ def test_a_killed_child_costs_its_own_job_only(models, run):
             assert pool.snapshot().crashed == 1
             await until(lambda: len(pool.snapshot().children) == 2)
             assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label="next"))) == 1
+
+    run(scenario())
+
+
+def test_a_lack_of_memory_at_the_handing_over_costs_nobody(models, run, monkeypatch):
+    """The child that was told nothing is replaced: it would count as busy, in its owner's share, for ever."""
+
+    def lacking(message, real=child_module.pack):
+        if message["type"] == "job" and not lacked:
+            lacked.append(message)
+            raise MemoryError
+        return real(message)
+
+    lacked = []
+    monkeypatch.setattr(child_module, "pack", lacking)
+
+    async def scenario():
+        async with running(models, children=1, max_children=2) as pool:
+            job = pool.utterances(memfd(speech(1.0)), Options(), label="a", owner=7)
+            assert len(await drain(job)) == 1
+            await until(lambda: idle(pool))
+            assert not any(child.owner == 7 for child in pool._children)
+            assert (pool.snapshot().crashed, pool.snapshot().started) == (0, 2)
 
     run(scenario())
 
