@@ -59,7 +59,12 @@ class Heartbeat:
                     self._while_loading(time.monotonic() - began_s)
                 else:
                     self._look_at(batches(), give_up)
-            await asyncio.sleep(self._every_s)
+            try:
+                await asyncio.sleep(self._every_s)
+            except MemoryError:
+                # Too soon, then, but never without letting the others run.
+                with contextlib.suppress(MemoryError):
+                    await asyncio.sleep(0)
 
     def _while_loading(self, since_s: float) -> None:
         # No WATCHDOG=1 here: the first one starts systemd's clock, and imports can be silent for long.

@@ -203,16 +203,25 @@ def test_the_loop_goes_on(caplog):
     assert "as ever" in caplog.text
 
 
-def test_the_heart_beats_on(tmp_path):
+@pytest.mark.parametrize("what", ["looking", "sleeping"])
+def test_the_heart_beats_on(tmp_path, monkeypatch, what):
     """One look at the engine that fails is no silence, after which systemd would end everybody's work."""
     told, enough = [], asyncio.Event()
 
     class Manager:
         def watchdog(self):
             told.append("alive")
-            enough.set()
+            if len(told) == beats:
+                enough.set()
 
-    looks = lacking(lambda: SimpleNamespace(oldest_batch_age_s=0.0, failed_in_a_row=0, ended=False))
+    def looks():
+        return SimpleNamespace(oldest_batch_age_s=0.0, failed_in_a_row=0, ended=False)
+
+    beats = 2
+    if what == "looking":
+        looks = lacking(looks)
+    else:
+        monkeypatch.setattr("sensevoiced.heartbeat.asyncio.sleep", lacking(asyncio.sleep))
     config = Config(socket=tmp_path, models_dir=tmp_path)
     heart = Heartbeat(Manager(), config, model="m", watchdog_s=0.03)
 
@@ -223,7 +232,7 @@ def test_the_heart_beats_on(tmp_path):
         beating.cancel()
 
     asyncio.run(scene())
-    assert told == ["alive"]
+    assert told == ["alive"] * beats
 
 
 def test_a_child_whose_word_is_lost_is_replaced(monkeypatch):
