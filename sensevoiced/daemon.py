@@ -205,9 +205,9 @@ class Daemon:
         log.info("ready after %.1f s: %s", self._ready_after_s, self._summary())
         self._notifier.ready(self._summary())
 
-    def _give_up(self, failures: int) -> None:
+    def _give_up(self, why: str) -> None:
         if not self._stop.is_set():
-            log.error("%d utterances in a row failed: ending", failures)
+            log.error("%s: ending", why)
             self._exit_status = EX_SOFTWARE
             self._stop.set()
 

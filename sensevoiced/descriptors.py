@@ -54,7 +54,7 @@ closing = Closing()
 
 
 def close_later(fd: int, owner: int) -> None:
-    """Close a descriptor of the user `owner` off the loop; it is closed once, whatever else fails.
+    """Close a descriptor of the user `owner` off the loop; on it only where no thread can be started.
 
     Any close of a FUSE file, and the last one of a socket that lingers, may block.
     """

@@ -38,18 +38,18 @@ class Heartbeat:
         self._load_timeout_s = config.load_timeout_s
         self._model = model
         self._every_s = HEARTBEAT_S if watchdog_s is None else min(HEARTBEAT_S, watchdog_s / BEATS_A_DEADLINE)
-        self._late = self._stuck = self._lost = False
+        self._late = self._stuck = False
 
     async def run(
         self,
         loading: Callable[[], bool],
         batches: Callable[[], BatcherSnapshot],
-        give_up: Callable[[int], None],
+        give_up: Callable[[str], None],
     ) -> None:
         """Go on until cancelled.
 
-        `give_up` is called, with the failures in a row, where the engine fails at everything it is given or
-        its thread has ended.
+        `give_up` is called, with the reason, where the engine fails at everything it is given or its thread
+        has ended.
         """
         began_s = time.monotonic()
         while True:
@@ -74,12 +74,9 @@ class Heartbeat:
             self._late = True
             log.error("loading takes longer than load_timeout_s: systemd is asked for no more time")
 
-    def _look_at(self, batches: BatcherSnapshot, give_up: Callable[[int], None]) -> None:
+    def _look_at(self, batches: BatcherSnapshot, give_up: Callable[[str], None]) -> None:
         if batches.ended:
-            if not self._lost:
-                self._lost = True
-                log.error("the engine thread has ended, and nothing can be recognised any more")
-            give_up(batches.failed_in_a_row)
+            give_up("the engine thread has ended, and nothing can be recognised any more")
             return
         age_s = batches.oldest_batch_age_s
         if age_s <= self._limits.stuck_after_s:
@@ -92,4 +89,4 @@ class Heartbeat:
             log.error("a batch has been running for %.0f s: no more signs of life until it ends", age_s)
             self._notifier.status(f"Stuck: a batch has been running for {age_s:.0f} s")
         if batches.failed_in_a_row >= self._limits.max_failures_in_a_row:
-            give_up(batches.failed_in_a_row)
+            give_up(f"{batches.failed_in_a_row} utterances in a row failed")

@@ -16,8 +16,17 @@ from svctl.connection import Connection, pause_s, socket
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
+    from typing import TypedDict, Unpack
 
     Steps = Generator[tuple[Connection | None, float], None, Connection]
+
+    class _How(TypedDict, total=False):
+        patience_s: float
+        answer_s: float
+        absent_s: float
+        environ: Mapping[str, str]
+        behind: Callable[[Connection], object] | None
+
 
 SYSTEM_SOCKET = "/run/sensevoice/api.sock"
 _BACKLOG_PAUSE_S = 0.02
@@ -50,33 +59,9 @@ def _start_command(path: str, environ: Mapping[str, str]) -> str:
     return f"sensevoiced --socket {path}"
 
 
-def connect(
-    explicit: str,
-    *,
-    patience_s: float,
-    answer_s: float = 0.0,
-    absent_s: float = 0.0,
-    environ: Mapping[str, str] = os.environ,
-    behind: Callable[[Connection], object] | None = None,
-) -> Connection:
-    """A connection that has exchanged hellos.
-
-    `behind` sends what need not wait for the daemon's hello, over every connection that is tried: a
-    daemon that turns a connection away does not look at it.
-
-    Waits up to `patience_s` seconds for a daemon that is loading (it accepts and answers later) or full, and
-    up to `absent_s` for one that does not listen yet; one that listens gets `answer_s` even without patience.
-    Raises WireError: `unavailable` without a daemon, `unsupported` for another major version, `forbidden`,
-    `timeout`.
-    """
-    steps = connecting(
-        explicit,
-        patience_s=patience_s,
-        answer_s=answer_s,
-        absent_s=absent_s,
-        environ=environ,
-        behind=behind,
-    )
+def connect(explicit: str, **how: Unpack[_How]) -> Connection:
+    """A connection that has exchanged hellos, of `connecting`, which says what `how` can be; it blocks."""
+    steps = connecting(explicit, **how)
     try:
         while True:
             connection, wait_s = next(steps)
@@ -100,10 +85,18 @@ def connecting(
     environ: Mapping[str, str] = os.environ,
     behind: Callable[[Connection], object] | None = None,
 ) -> Steps:
-    """`connect` without its waiting, which is the caller's: a thread sleeps, an event loop does other work.
+    """Connect and exchange hellos, but for the waiting: a thread sleeps, an event loop does other work.
 
     Gives what to wait for and how many seconds at most: a connection that something arrives on, or None for
     nothing but time. To close it is to give up.
+
+    `behind` sends what need not wait for the daemon's hello, over every connection that is tried: a
+    daemon that turns a connection away does not look at it.
+
+    Waits up to `patience_s` seconds for a daemon that is loading (it accepts and answers later) or full, and
+    up to `absent_s` for one that does not listen yet; one that listens gets `answer_s` even without patience.
+    Raises WireError: `unavailable` without a daemon, `unsupported` for another major version, `forbidden`,
+    `timeout`.
     """
     began_s = time.monotonic()
     deadline = began_s + patience_s

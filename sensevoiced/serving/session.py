@@ -236,18 +236,19 @@ class Session:
             self._ticking = self._loop.call_later(PROGRESS_INTERVAL_S, self._tick)
 
     def _begin(self, job: Job) -> None:
-        """Put an admitted job where it can be seen, cancelled and worked on; all of it or nothing."""
+        """Put an admitted job where it can be seen, cancelled and worked on.
+
+        Where that fails it gives back what it holds and is on no board; the connection ends with it.
+        """
         self._jobs[job.id] = job
         self._idle.clear()
-        ends = [job.dispose]
-        try:
-            ends.append(self._board.add(self._peer, job, lambda: self._end_for_another(job)))
+        with contextlib.ExitStack() as ends:
+            ends.callback(job.dispose)
+            ends.callback(self._board.add(self._peer, job, lambda: self._end_for_another(job)))
             job.task = self._group.create_task(self._work(job))
+            at_its_end = ends.pop_all()
             # Not a `finally` in the task: one that is cancelled before its first step never runs.
-            job.task.add_done_callback(lambda _: _all_of(ends))
-        except MemoryError:
-            _all_of(ends)
-            raise
+            job.task.add_done_callback(lambda _: at_its_end.close())
 
     async def _on_audio(self, message: Message) -> None:
         job = await self._uploading(message)
@@ -406,8 +407,3 @@ class Session:
 def _cancel(job: Job) -> None:
     if job.task is not None and job.task is not asyncio.current_task():
         job.task.cancel()
-
-
-def _all_of(ends: list[Callable[[], None]]) -> None:
-    for end in ends:
-        end()

@@ -16,7 +16,7 @@ import os
 import stat
 import threading
 from pathlib import PurePath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sensevoiced import threads
 from sensevoiced.descriptors import close_later
@@ -42,12 +42,58 @@ _KINDS = (
 )
 
 
-class _Call:
-    """One call on a thread of its own, for a user."""
+class _Call(Generic[_T]):
+    """One call on a thread of its own, for a user, and where its result goes.
 
-    def __init__(self, owner: int) -> None:
+    Made on the event loop, run on the thread.
+    """
+
+    def __init__(self, owner: int, descriptor: Callable[[_T], int]) -> None:
         self.owner = owner
         self.over = False
+        self._descriptor = descriptor
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[_T] = self._loop.create_future()
+
+    def run(self, work: Callable[[], _T]) -> None:
+        """Do the work, and bring what came of it to the loop."""
+        result: _T | None = None
+        failure: Exception | None = None
+        try:
+            result = work()
+        except (OSError, ValueError, JobError, MemoryError) as error:
+            failure = error
+        finally:
+            hanging.over(self)
+        # Where the loop is closed the process ends; without memory nobody hears of it, and who waits is told
+        # `timeout`.
+        with contextlib.suppress(RuntimeError):
+            try:
+                self._loop.call_soon_threadsafe(self._settle, result, failure)
+            except MemoryError:
+                self._unwanted(result)
+
+    async def result(self) -> _T:
+        """Wait for it; cancelled, what comes is closed."""
+        try:
+            return await self._future
+        except asyncio.CancelledError:
+            # The result may have come in the very turn in which we are cancelled.
+            if self._future.done() and not self._future.cancelled() and self._future.exception() is None:
+                self._unwanted(self._future.result())
+            raise
+
+    def _settle(self, result: _T | None, failure: Exception | None) -> None:
+        if self._future.done():
+            self._unwanted(result)
+        elif result is not None:
+            self._future.set_result(result)
+        elif failure is not None:
+            self._future.set_exception(failure)
+
+    def _unwanted(self, result: _T | None) -> None:
+        if result is not None:
+            close_later(self._descriptor(result), self.owner)
 
 
 class Hanging:
@@ -59,7 +105,7 @@ class Hanging:
     def __init__(self) -> None:
         """None so far."""
         self._lock = threading.Lock()
-        self._calls: set[_Call] = set()
+        self._calls: set[_Call[Any]] = set()
 
     def __len__(self) -> int:
         """Count them."""
@@ -77,13 +123,13 @@ class Hanging:
             )
             raise WireError("busy", sentence, retry_after_ms=RETRY_MS)
 
-    def given_up(self, call: _Call) -> None:
+    def given_up(self, call: _Call[Any]) -> None:
         """Count a call from here on, unless it is over."""
         with self._lock:
             if not call.over:
                 self._calls.add(call)
 
-    def over(self, call: _Call) -> None:
+    def over(self, call: _Call[Any]) -> None:
         """A call has returned."""
         with self._lock:
             call.over = True
@@ -94,7 +140,7 @@ hanging = Hanging()
 """Of the process, as threads are."""
 
 
-async def on_thread(  # noqa: C901 - what happens on either side of the thread is read together
+async def on_thread(
     work: Callable[[], _T],
     timeout_s: float,
     descriptor: Callable[[_T], int],
@@ -109,66 +155,24 @@ async def on_thread(  # noqa: C901 - what happens on either side of the thread i
     exit of the process. Where nobody waits for the result any more, its `descriptor` is closed.
     """
     hanging.check(owner)
-    call = _Call(owner)
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[_T] = loop.create_future()
-
-    def settle(result: _T | None, error: BaseException | None) -> None:
-        if future.done():
-            unwanted(result)
-        elif result is not None:
-            future.set_result(result)
-        elif error is not None:
-            future.set_exception(error)
-
-    def unwanted(result: _T | None) -> None:
-        if result is not None:
-            close_later(descriptor(result), owner)
-
-    def main() -> None:
-        try:
-            result = work()
-        except (OSError, ValueError, JobError, MemoryError) as error:
-            outcome: tuple[_T | None, BaseException | None] = (None, error)
-        else:
-            outcome = (result, None)
-        finally:
-            hanging.over(call)
-        # Where the loop is closed the process ends; without memory nobody hears of it, and who waits is told
-        # `timeout`.
-        with contextlib.suppress(RuntimeError):
-            try:
-                loop.call_soon_threadsafe(settle, *outcome)
-            except MemoryError:
-                unwanted(outcome[0])
-
+    call = _Call(owner, descriptor)
     try:
         async with asyncio.timeout(timeout_s):
-            _start(main, call)
-            return await _or_close(future, descriptor, owner)
+            _start(call, work)
+            return await call.result()
     except TimeoutError:
         raise JobError("timeout", f"The file's file system did not answer within {timeout_s:g} s.") from None
     finally:
         hanging.given_up(call)
 
 
-def _start(main: Callable[[], None], call: _Call) -> None:
+def _start(call: _Call[_T], work: Callable[[], _T]) -> None:
     try:
-        threads.start(main)
+        threads.start(call.run, work)
     except (RuntimeError, MemoryError):
         hanging.over(call)
         sentence = "The daemon can start no further thread."
         raise WireError("busy", sentence, retry_after_ms=RETRY_MS) from None
-
-
-async def _or_close(future: asyncio.Future[_T], descriptor: Callable[[_T], int], owner: int) -> _T:
-    try:
-        return await future
-    except asyncio.CancelledError:
-        # The result may have come in the very turn in which we are cancelled.
-        if future.done() and not future.cancelled() and future.exception() is None:
-            close_later(descriptor(future.result()), owner)
-        raise
 
 
 def examine(fd: int, owner: int) -> int:

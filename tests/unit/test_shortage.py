@@ -302,3 +302,18 @@ def test_an_answer_that_finds_no_memory_leaves_no_descriptor():
 
     asyncio.run(scene())
     wait_until(lambda: not Path(f"/proc/self/fd/{fd}").exists(), "the descriptor closed")
+
+
+def test_a_request_that_finds_no_memory_for_its_task_is_on_no_board():
+    """`svctl ps` would show it for as long as the daemon lives."""
+    with Running(Service([asyncio.Event()])) as running:
+        running.client.ping()  # from here on there is a session to patch
+
+        def patch():
+            group = running.session._group
+            group.create_task = lacking(group.create_task)
+
+        running.call(patch)
+        running.client.transcribe(1, memfd(b"x"))
+        running.client.until_closed()
+        assert not running.board._entries
