@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from svctl import formats
 from svctl.connection import error_of
+from svctl.objects import failure, transcript
 from svctl.options import SINGLE_FORMATS
 from svctl.options import formats as formats_of
 from svctl.terminal import CANNOT_CREATE, STDOUT, encoded, in_colour, printable, say, write_stdout
@@ -133,7 +134,7 @@ class Printer:
         if self._grows:
             self._write(self._growing.end(), source)
             return 0
-        whole = formats.transcript(source.label, self._segments, event)
+        whole = transcript(source.label, self._segments, event)
         if self._folder is None:
             self._write(formats.rendered(self._format, whole, self._style), source)
             return 0
@@ -149,9 +150,7 @@ class Printer:
         say(error.message if source.error is not None else f"{source.label}: {error.message}")
         if self._format in ("json", "jsonl") and self._folder is None:
             self._write(
-                formats.rendered(
-                    self._format, formats.failure(source.label, error.code, error.message), self._style
-                ),
+                formats.rendered(self._format, failure(source.label, error.code, error.message), self._style),
                 source,
             )
         return error.exit_status

@@ -9,7 +9,7 @@ from collections.abc import Mapping  # noqa: TC003 - typing.get_type_hints, and 
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from svctl import formats
+from svctl import formats, objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,13 +74,13 @@ class Transcript:
         if form not in formats.FORMS:
             raise ValueError(f"{form!r} is not one of {', '.join(formats.FORMS)}")
         done = {"duration": self.duration, "model": self.model, "truncated": self.truncated}
-        whole = formats.transcript(self.file, map(asdict, self.segments), done)
+        whole = objects.transcript(self.file, map(asdict, self.segments), done)
         return formats.rendered(form, whole, formats.Style(**style))
 
 
 def segment_of(event: Mapping[str, Any]) -> Segment:
     """A segment from its event."""
-    return _segment(formats.segment_object(dict(event)))
+    return _segment(objects.segment_object(dict(event)))
 
 
 def _segment(whole: Mapping[str, Any]) -> Segment:
@@ -94,7 +94,7 @@ def _segment(whole: Mapping[str, Any]) -> Segment:
 
 def transcript_of(label: str, events: Iterable[Mapping[str, Any]], done: Mapping[str, Any]) -> Transcript:
     """A transcript from its segments' events and its `done`."""
-    whole = formats.transcript(label, map(dict, events), dict(done))
+    whole = objects.transcript(label, map(dict, events), dict(done))
     return Transcript(
         segments=tuple(map(_segment, whole["segments"])),
         text=whole["text"],

@@ -129,7 +129,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
 SVCTL_FLOORS: tuple[tuple[str, ...], ...] = (
     ("svctl", "svctl.brief", "svctl.terminal", "svctl.emoji", "svctl.subtitles"),
     ("svctl.wire",),
-    ("svctl.framing",),
+    ("svctl.framing", "svctl.objects"),
     ("svctl.options", "svctl.connection", "svctl.formats", "svctl.status", "svctl.sources", "svctl.progress"),
     ("svctl.folder", "svctl.walk"),
     ("svctl.recording", "svctl.results"),

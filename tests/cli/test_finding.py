@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness.fake_server import done, segment
+from harness.fake_server import done, loading, segment
 
 from svctl import wire
 
@@ -61,15 +61,7 @@ def test_no_patience_is_enough_for_an_idle_daemon(svctl, server, files):
 def test_a_reload_waits_for_a_loading_daemon(svctl, serve):
     """A daemon that says when to come back is asked again, unless nobody wants to wait."""
     refusals = [1, 1]
-
-    def script(peer, message):
-        if refusals:
-            busy = {"type": "error", "code": "busy", "message": "Loading.", "retry_after_ms": refusals.pop()}
-            peer.send(busy | {"id": message["id"]})
-        else:
-            peer.answer(message)
-
-    server = serve(script)
+    server = serve(loading(refusals))
     assert svctl("reload") == (0, "The configuration has been read again.\n", "")
     assert len(server.requests) == 3
     refusals.append(1)

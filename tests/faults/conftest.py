@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness.daemon import Canary, DaemonProcess
+from harness.daemon import Canary, DaemonProcess, one_for_all
 
 
 @pytest.fixture
@@ -21,18 +21,9 @@ def start(tmp_path):
         daemon.kill()
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """One daemon with quick deadlines for all tests of a module that leave it as it was."""
-    settings = "[serving]\nhello_timeout_s = 0.5\nframe_timeout_s = 0.5\nidle_timeout_s = 60"
-    daemon = DaemonProcess(tmp_path_factory.mktemp("daemon"), settings=settings)
-    yield daemon
-    daemon.kill()
-
-
-@pytest.fixture
-def daemon(shared):
-    """The module's daemon, with the canary after the test."""
-    canary = Canary(shared)
-    yield shared
-    canary.check()
+shared, daemon = one_for_all(
+    DaemonProcess,
+    Canary,
+    "[serving]\nhello_timeout_s = 0.5\nframe_timeout_s = 0.5\nidle_timeout_s = 60",
+)
+"""With quick deadlines, for tests that leave it as it was."""

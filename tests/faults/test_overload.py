@@ -97,6 +97,8 @@ def test_f17_overload_is_refused_with_a_time_to_come_back(start, record_property
     async def offer():
         member = await Member.join(daemon.socket)
         answers = [member.ask(0, hold)]
+        # A file that is looked at sooner than the first one is recognised, and no room is taken by it.
+        await asyncio.to_thread(daemon.wait_engine_at, "hold")
         for request in range(1, offered):
             answers.append(member.ask(request, more))
             await asyncio.sleep(0)

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from harness.wire_client import WireClient, memfd, texts
 
 START_S = 120.0
@@ -193,3 +194,21 @@ class Canary:
         assert daemon.status()["queue"]["jobs_active"] == 0
         assert "Traceback" not in daemon.text(), daemon.text()
         assert daemon.resident_bytes() <= self.resident_bytes + rss_bytes
+
+
+def one_for_all(daemon_of, canary_of, settings):
+    """Two fixtures: one daemon for all tests of a module, and that daemon with the canary after each test."""
+
+    @pytest.fixture(scope="module")
+    def shared(tmp_path_factory):
+        daemon = daemon_of(tmp_path_factory.mktemp("daemon"), settings=settings)
+        yield daemon
+        daemon.kill()
+
+    @pytest.fixture
+    def daemon(shared):
+        canary = canary_of(shared)
+        yield shared
+        canary.check()
+
+    return shared, daemon

@@ -9,8 +9,8 @@ import threading
 import time
 from pathlib import Path
 
-import pytest
 from harness.daemon import Canary, DaemonProcess, wait_until
+from harness.daemon import one_for_all as fixtures
 from harness.demo import SONG, SONG_S, sample, wav
 from harness.wire_client import memfd, texts
 
@@ -49,24 +49,6 @@ class DecodingDaemon(DaemonProcess):
         finally:
             hold.unlink()
             self.open_gate(gate)
-
-
-def one_for_all(settings=SETTINGS):
-    """Two fixtures: one daemon for all tests of a module, and that daemon with the canary after each test."""
-
-    @pytest.fixture(scope="module")
-    def shared(tmp_path_factory):
-        daemon = DecodingDaemon(tmp_path_factory.mktemp("daemon"), settings=settings)
-        yield daemon
-        daemon.kill()
-
-    @pytest.fixture
-    def daemon(shared):
-        canary = DecodingCanary(shared)
-        yield shared
-        canary.check()
-
-    return shared, daemon
 
 
 class DecodingCanary(Canary):
@@ -109,6 +91,11 @@ class DecodingCanary(Canary):
                 # PermissionError: a child may be closed to all but a root that has every capability.
                 counts.append(len(list(Path(f"/proc/{child['pid']}/fd").iterdir())))
         return counts
+
+
+def one_for_all(settings=SETTINGS):
+    """Two fixtures, as of harness.daemon, for daemons that really decode."""
+    return fixtures(DecodingDaemon, DecodingCanary, settings)
 
 
 class ChildMemory:

@@ -206,6 +206,19 @@ class FakeServer:
         self.ended.set()
 
 
+def loading(refusals):
+    """A script that answers `busy`, with these times to come back (ms, last first), and then as usual."""
+
+    def script(peer, message):
+        if refusals:
+            busy = {"type": "error", "code": "busy", "message": "Loading.", "retry_after_ms": refusals.pop()}
+            peer.send(busy | {"id": message["id"]})
+        else:
+            peer.answer(message)
+
+    return script
+
+
 def endless(first):
     """Make a script that gives one segment, sets the event `first`, and answers nothing more but `cancel`."""
 

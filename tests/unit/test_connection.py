@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness.fake_server import FakeServer, segment
+from harness.fake_server import FakeServer, loading, segment
 
 from svctl import framing, sources, wire
 from svctl.connect import candidates, connect
@@ -99,15 +99,7 @@ def test_an_idle_daemon_is_heard_without_patience(path):
 def test_a_call_is_made_again_while_the_daemon_says_when(path):
     """A refusal with a time to come back is waited out; without patience it is the answer."""
     refusals = [1, 1]
-
-    def script(peer, message):
-        if refusals:
-            busy = {"type": "error", "code": "busy", "message": "Loading.", "retry_after_ms": refusals.pop()}
-            peer.send(busy | {"id": message["id"]})
-        else:
-            peer.answer(message)
-
-    with FakeServer(path, script) as server:
+    with FakeServer(path, loading(refusals)) as server:
         client = connect(path, patience_s=5)
         assert client.call("reload", "reloaded", patience_s=60)["type"] == "reloaded"
         assert len(server.requests) == 3

@@ -11,7 +11,7 @@ from harness.fake_server import done, segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svctl import formats
+from svctl import formats, objects
 from svctl.emoji import emoji
 from svctl.terminal import printable
 
@@ -50,7 +50,7 @@ MARKS = [
 
 def recording(*segments, **changes):
     """The transcript of a recording with these segments."""
-    return formats.transcript(
+    return objects.transcript(
         "call.wav", segments, done(1, len(segments), **changes) | {"truncated": False} | changes
     )
 
@@ -103,7 +103,7 @@ def test_the_language_is_that_of_most_seconds():
 )
 def test_texts_are_joined_as_their_scripts_are_written(texts, joined):
     """Spaces stand between words that are written with spaces, and nowhere else."""
-    assert formats.join(texts) == joined
+    assert objects.join(texts) == joined
 
 
 @pytest.mark.parametrize(

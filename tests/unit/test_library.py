@@ -26,7 +26,7 @@ import soundfile
 from harness.fake_server import FakeServer, Peer, done, endless, segment
 
 import svctl
-from svctl import Client, Error, formats
+from svctl import Client, Error, formats, objects
 
 
 def test_a_transcript_is_typed_and_whole(path, recording):
@@ -452,7 +452,7 @@ def test_a_transcript_is_rendered_as_the_command_line_does(path, recording):
 
     with FakeServer(path, script), Client(path) as client:
         found = client.transcribe(recording)
-    whole = formats.transcript(str(recording), events, ended)
+    whole = objects.transcript(str(recording), events, ended)
     for form in formats.FORMS:
         assert found.render(form) == formats.rendered(form, whole, formats.Style())
 

@@ -308,12 +308,15 @@ def test_a_request_that_finds_no_memory_for_its_task_is_on_no_board():
     """`svctl ps` would show it for as long as the daemon lives."""
     with Running(Service([asyncio.Event()])) as running:
         running.client.ping()  # from here on there is a session to patch
+        patched = threading.Event()
 
         def patch():
             group = running.session._group
             group.create_task = lacking(group.create_task)
+            patched.set()
 
         running.call(patch)
+        assert patched.wait(LIMIT_S)
         running.client.transcribe(1, memfd(b"x"))
         running.client.until_closed()
         assert not running.board._entries

@@ -13,8 +13,8 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from svctl.formats import transcript
 from svctl.framing import encode
+from svctl.objects import transcript
 from svctl.wire import VERSION_MAJOR, VERSION_MINOR, WireError
 from tools.soak.answers import LOST, RIGHT, WRONG, difference
 from tools.soak.daemon import BIN, INVALID, ROOMY, TIGHT
