@@ -11,7 +11,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from sensevoiced import __version__, logs, notify
+from sensevoiced import __version__, logs, notify, threads
 from sensevoiced.backend import Backend
 from sensevoiced.config import Config, ConfigError
 from sensevoiced.descriptors import closing
@@ -109,6 +109,7 @@ class Daemon:
         self._ready, self._stop = asyncio.Event(), asyncio.Event()
         self._hurry, self._enough = asyncio.Event(), asyncio.Event()
         _raise_file_limit()
+        threads.keep_ready()
         # Before there is a socket: a stop that comes this early has to remove it too.
         self._catch_signals()
         try:

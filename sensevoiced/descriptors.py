@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import Counter
 
 from sensevoiced import threads
 
-MAX_CLOSING, MAX_CLOSING_PER_USER = 256, 128
+MAX_CLOSING, MAX_CLOSING_PER_USER = 1_024, 128
 """Descriptors that are being closed at a time. A close takes microseconds, unless its file system does not
-answer: then it holds a thread and the descriptor for as long. Half of them is what one user's may hold."""
+answer: then it holds a thread and the descriptor for as long. One user's are an eighth of them at most: more
+than ever are on their way where none hangs."""
 
 
 class Closing:
@@ -67,7 +67,11 @@ def close_later(fd: int, owner: int) -> None:
 
 
 def _close(fd: int, owner: int) -> None:
-    # What a file system has to say at a close concerns writers; the descriptor is gone in any case.
-    with contextlib.suppress(OSError):
+    try:
         os.close(fd)
-    closing.ended(owner)
+    except OSError:
+        # What a file system has to say at a close concerns writers; the descriptor is gone in any case.
+        # (Not `suppress`, which would need memory before anything is closed.)
+        pass
+    finally:
+        closing.ended(owner)

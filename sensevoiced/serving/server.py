@@ -126,6 +126,7 @@ class Server:
             return
         stream = Stream(
             connection,
+            owner=peer.uid,
             max_write_buffer_bytes=limits.max_write_buffer_bytes,
             write_timeout_s=limits.write_timeout_s,
             takes_descriptors=lambda: not closing.full(peer.uid),

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-MAX_HANGING, MAX_HANGING_PER_USER = 64, 32
+MAX_HANGING, MAX_HANGING_PER_USER = 512, 32
 """Calls that were given up and have not returned: each holds a thread for as long as its file system hangs.
-Half of them is what one user's file systems may hold."""
+One user's file systems hold a sixteenth of them at most."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),

@@ -11,11 +11,14 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import os
+import fcntl
 import select
 import socket
+import struct
+import termios
 from typing import TYPE_CHECKING
 
+from sensevoiced.descriptors import close_later
 from sensevoiced.shortage import RETRY_MS
 from svctl.wire import ProtocolError, WireError
 
@@ -31,9 +34,10 @@ HANG_UP_POLL_S = 0.5
 
 _NONE_LEFT = "The daemon has no descriptor left to receive the file's."
 _NONE_TAKEN = "Too many files are on file systems that do not answer when they are closed."
-_ONE_FD = socket.CMSG_LEN(array.array("i").itemsize)
-"""Exactly one descriptor: CMSG_SPACE would leave room for two, thanks to its padding. The kernel closes what
-does not fit."""
+_MAX_FDS = 253
+"""With one message (SCM_MAX_FD). There is room for all of them although one is taken: what does not fit the
+kernel drops in the thread that asked, and dropping the last reference to a socket that lingers may block."""
+_ROOM = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 
 
 class ConnectionLost(Exception):
@@ -50,14 +54,18 @@ class Stream:
         self,
         sock: socket.socket,
         *,
+        owner: int,
         max_write_buffer_bytes: int,
         write_timeout_s: float,
         takes_descriptors: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Take the socket over; `takes_descriptors` is asked before anything is received."""
+        """Take the socket of the user `owner` over; `takes_descriptors` is asked before each receive."""
         sock.setblocking(False)
+        # An urgent byte may carry descriptors too: passed over, it would be dropped with them right here.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self._sock = sock
         self._fd = sock.fileno()
+        self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._takes_descriptors = takes_descriptors
         self._max_out = max_write_buffer_bytes
@@ -73,24 +81,29 @@ class Stream:
         none free to receive it or take none, and ConnectionLost where the peer has gone.
         """
         while True:
-            taking = self._takes_descriptors()
+            size = RECEIVE_BYTES
             try:
-                data, ancillary, flags, _ = self._sock.recvmsg(
-                    RECEIVE_BYTES, _ONE_FD if taking else 0, socket.MSG_CMSG_CLOEXEC
-                )
+                if not self._takes_descriptors():
+                    # A look without room tells whether one came. It stays where it is until the connection
+                    # goes, and nothing is received that was not looked at.
+                    seen, _, flags, _ = self._sock.recvmsg(size, 0, socket.MSG_PEEK)
+                    if flags & socket.MSG_CTRUNC:
+                        raise WireError("busy", _NONE_TAKEN, retry_after_ms=RETRY_MS)
+                    size = len(seen)
+                data, ancillary, flags, _ = self._sock.recvmsg(size, _ROOM, socket.MSG_CMSG_CLOEXEC)
             except (BlockingIOError, InterruptedError):
                 await self._readable()
                 continue
             except OSError:
                 raise ConnectionLost from None
             descriptors = _descriptors(ancillary)
-            if flags & socket.MSG_CTRUNC:
+            truncated = bool(flags & socket.MSG_CTRUNC)
+            if len(descriptors) + truncated > 1:
                 for fd in descriptors:
-                    os.close(fd)
-                if descriptors:
-                    raise ProtocolError("protocol", "More than one descriptor came with one message.")
-                sentence = _NONE_LEFT if taking else _NONE_TAKEN
-                raise WireError("busy", sentence, retry_after_ms=RETRY_MS)
+                    close_later(fd, self._owner)
+                raise ProtocolError("protocol", "More than one descriptor came with one message.")
+            if truncated:
+                raise WireError("busy", _NONE_LEFT, retry_after_ms=RETRY_MS)
             return data, descriptors[0] if descriptors else None
 
     async def _readable(self) -> None:
@@ -207,7 +220,19 @@ class Stream:
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
-            self._sock.close()
+            # Nothing is added to what is unread from here on, and the peer knows, however long closing takes.
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            if _unread(self._sock):
+                # With descriptors perhaps, of which this may be the last close.
+                close_later(self._sock.detach(), self._owner)
+            else:
+                self._sock.close()
+
+
+def _unread(sock: socket.socket) -> bool:
+    """Say whether anything waits to be received."""
+    return any(fcntl.ioctl(sock, termios.FIONREAD, bytes(struct.calcsize("i"))))
 
 
 def _settle(future: asyncio.Future[None]) -> None:

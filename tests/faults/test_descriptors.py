@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import os
 import pty
 import select
+import signal
 import socket
 import struct
+import time
+from pathlib import Path
 
 import pytest
+from harness.daemon import wait_until
 from harness.decoding import ask, one_for_all, timed
 from harness.demo import sample, wav
 from harness.figures import note, within
+from harness.fuse import FLUSH, UNUSABLE, USABLE, FuseFile
 from harness.wire_client import Closed, memfd, texts
 
 from svctl.framing import encode
 
 TRANSCRIBE = {"type": "transcribe", "id": 1, "source": "fd"}
+LINGER_S = 8
+OTHERS_S = 1.0
+"""What any other client waits for an answer at most, whatever hangs."""
 RECORDING = wav(sample("angry"))
 
 
@@ -85,23 +94,112 @@ def test_f18_what_is_no_readable_regular_file_is_refused(client, tmp_path, kind,
     within(record_property, f"{kind} refused", took_s * 1000, 100, "ms")
 
 
-def test_f18_a_socket_that_lingers_on_close_holds_nobody_up(daemon):
+@pytest.fixture
+def lingering():
+    """A socket whose last close takes as long as its peer, which never reads, and at most LINGER_S."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connection = socket.create_connection(server.getsockname())
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_S))
+        connection.setblocking(False)
+        while True:
+            try:
+                connection.send(bytes(65536))
+            except BlockingIOError:
+                break
+        yield connection
+
+
+def test_f18_a_socket_that_lingers_on_close_holds_nobody_up(daemon, lingering):
     """Closing it may take as long as its sender likes, so it is not closed on the event loop."""
-    server = socket.create_server(("127.0.0.1", 0))
-    lingering = socket.create_connection(server.getsockname())
-    lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 6))
-    lingering.setblocking(False)
-    while True:
-        try:
-            lingering.send(bytes(65536))
-        except BlockingIOError:
-            break
     with daemon.client(timeout_s=4.0) as client:
         client.transcribe(1, lingering.fileno())
         lingering.close()
         assert client.events(1)[-1]["code"] == "bad_input"
         assert client.ping()["type"] == "pong"
-    server.close()
+
+
+@contextlib.contextmanager
+def stopped(daemon):
+    """What is sent meanwhile has all arrived, and its sender let go of it, when the daemon looks."""
+    daemon.signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: state(daemon.pid) == "T", "the daemon stands")
+        yield
+    finally:
+        daemon.signal(signal.SIGCONT)
+
+
+def state(pid):
+    """Of a process, as a letter (proc_pid_stat(5))."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def others_are_served(daemon, other):
+    """Answers come within OTHERS_S, from now until a close is seen to hang, and a little after."""
+    deadline_s = time.monotonic() + LINGER_S / 2
+    hangs = False
+    while not hangs:
+        assert time.monotonic() < deadline_s, "no close hangs: this test shows nothing"
+        hangs = other.status()["files"]["closing"] > 0
+    for _ in range(20):
+        began_s = time.monotonic()
+        other.ping()
+        assert time.monotonic() - began_s < OTHERS_S
+
+
+def test_f19_a_surplus_descriptor_that_lingers_holds_nobody_up(daemon, lingering):
+    """What is too many is closed by us, on a thread, and not dropped by the kernel on the event loop."""
+    fd = memfd(b"")
+    with daemon.client(timeout_s=OTHERS_S) as other, daemon.client() as client:
+        other.ping()
+        with stopped(daemon):
+            client.send(TRANSCRIBE, fd, lingering.fileno())
+            lingering.close()
+        others_are_served(daemon, other)
+        assert client.until_closed()[-1]["code"] == "protocol"
+    os.close(fd)
+
+
+def test_f19_a_descriptor_that_lingers_and_is_never_received_holds_nobody_up(daemon, lingering):
+    """Closing a connection closes what waits in it."""
+    with daemon.client(timeout_s=OTHERS_S) as other, daemon.client() as client:
+        other.ping()
+        with stopped(daemon):
+            client.send({"type": "sing", "id": 1}, refused := memfd(b""))
+            client.send(TRANSCRIBE, lingering.fileno())
+            lingering.close()
+        others_are_served(daemon, other)
+        assert client.until_closed()[-1]["code"] == "protocol"
+    os.close(refused)
+
+
+def test_f19_a_connection_too_many_with_a_descriptor_that_lingers_holds_nobody_up(start, lingering):
+    """It is turned away unread, with what it brought."""
+    daemon = start(settings="[serving]\nmax_connections = 1\n")
+    with daemon.client(timeout_s=OTHERS_S) as other:
+        other.ping()
+        with stopped(daemon):
+            late = daemon.client(hello=False)
+            late.send_raw(b"x", lingering.fileno())
+            lingering.close()
+        others_are_served(daemon, other)
+        assert late.until_closed()[-1]["code"] == "too_many_connections"
+        late.close()
+
+
+@pytest.mark.skipif(not USABLE, reason=UNUSABLE)
+def test_f19_descriptors_too_many_of_a_file_system_that_does_not_answer(daemon, tmp_path):
+    """Each close of one asks the file system, also where another is still open."""
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    with FuseFile(folder, b"x") as file:
+        file.hold(FLUSH)
+        with daemon.client(timeout_s=OTHERS_S) as other, daemon.client() as client:
+            client.send(TRANSCRIBE, file.fd, file.fd)
+            others_are_served(daemon, other)
+            assert client.until_closed()[-1]["code"] == "protocol"
+        file.release()
+        daemon.wait_status(lambda status: status["files"]["closing"] == 0, "all are closed")
 
 
 @pytest.mark.parametrize("kind", ["memfd", "sealed memfd", "file", "unlinked file"])
@@ -131,7 +229,7 @@ def sealed(fd):
 def test_f19_many_descriptors_with_one_frame(daemon, count, record_property):
     """More than one is a protocol error, and all of them are closed (253 are as many as the kernel carries).
 
-    The daemon gives room for one, so this is MSG_CTRUNC as well.
+    The daemon has room for them all: what the kernel drops, it drops on the event loop.
     """
     fd, before = memfd(b""), daemon.descriptors()
     with daemon.client() as client:

@@ -93,6 +93,7 @@ class Running:
         async def run():
             stream = Stream(
                 sock,
+                owner=peer.uid,
                 max_write_buffer_bytes=2**21,
                 write_timeout_s=5.0,
                 takes_descriptors=lambda: not closing.full(peer.uid),

@@ -259,7 +259,7 @@ def test_the_idle_time_begins_when_the_last_request_has_ended():
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         limits = ServingConfig(idle_timeout_s=idle_s)
-        stream = Stream(ours, max_write_buffer_bytes=2**21, write_timeout_s=5.0)
+        stream = Stream(ours, owner=1_000, max_write_buffer_bytes=2**21, write_timeout_s=5.0)
         working, ended_s = True, 0.0
         inbox = Inbox(stream, lambda: limits, lambda: working, 1_000)
         inbox.greet()

@@ -153,7 +153,8 @@ def test_around_a_connection_it_costs_that_one(tmp_path, monkeypatch, caplog, wh
         if when == "it is told of that":
             monkeypatch.setattr(server, "_turn_away", lacking(server._turn_away))
         with WireClient(tmp_path / "s", hello=False) as client:
-            client.send_raw(b"\xff" * 4)
+            with contextlib.suppress(BrokenPipeError):  # where it is over sooner than that
+                client.send_raw(b"\xff" * 4)
             said = [message["code"] for message in client.until_closed()]
         expected = {"its session is made": [], "its session ends": ["busy"], "it is told of that": []}
         assert said == expected[when]
