@@ -22,6 +22,7 @@ from harness.svctl_process import run_svctl
 from harness.users import FOR_ALL, NOBODY, SOMEBODY, let_in, needs_root, public_folder
 from harness.wire_client import memfd
 
+from sensevoiced.models import DEMO_DIR
 from svctl.framing import encode
 
 MIB = 2**20
@@ -169,43 +170,68 @@ QUEUE_MIB = 192
 """Features that wait for the engine: 128 jobs of one user with up to 5 utterances of 0.27 MiB in these clips.
 What they need at a time the allocator keeps for the next time."""
 
+# What the pool starts beyond two children is gone again when the canary counts descriptors.
+TWO_CHILDREN = FOR_ALL + "[frontend]\nchildren = 2\nidle_child_s = 5"
+
 
 @needs_root
 @pytest.mark.slow
 def test_f17_ten_times_the_load_for_a_minute(start, record_property):
     """What is accepted finishes, the rest is refused at once, and another user is still answered soon.
 
-    One user offers ten times what the demo model gets done; another has a 3 s clip answered now and then.
-
-    Not held is that clip's limit, twice its idle time, where all cores are busy: on two of them 16 to 20 ms
-    became 55 to 93. Nothing interrupts the batch that is running, which the clip waits for (24 to 41 ms), and
-    each of its own stages gets half of a core instead of a free one. It neither waits behind the crowd, nor
-    for more than one of its recordings or batches, nor in a batch that the crowd fills up.
+    One user offers ten times what the demo model gets done; another has a 3 s clip answered now and then. For
+    this model, which answers that clip in 15 ms, twice its idle time is about what can be had on two cores:
+    of a crowd's 28 requests a second the front end, the loop and the load's own process take half of a core,
+    beside which the engine computes best on one of the two. It gets that clip done in 15 ms of that core
+    instead of 8 of both. It neither waits behind the crowd, nor for its recordings or batches.
     """
     with public_folder() as folder:
         command = [sys.executable, "-m", "sensevoiced", *DEMO]
-        # What the pool starts beyond two children is gone again when the canary counts descriptors.
-        settings = FOR_ALL + "[frontend]\nchildren = 2\nidle_child_s = 5"
-        daemon = let_in(start(folder=folder, command=command, settings=settings))
+        daemon = let_in(start(folder=folder, command=command, settings=TWO_CHILDREN))
         canary = DemoCanary(daemon)
-        recording = folder / "song.wav"
-        recording.write_bytes(song())
-        clips = [folder / f"{name}.wav" for name in ("en", "zh", "ja", "mixed")]
-        for clip in clips:
-            clip.write_bytes(wav(sample(clip.stem)))
-        with Puppet(daemon.socket, uid=SOMEBODY) as singer, offering(daemon, MINUTE_S, clips) as load:
-            singer.run(SINGER)
-            idle = singer.run(f"[sing({str(recording)!r}, n) for n in range({IDLE_TIMES})]")
-            load.stdin.close()
-            assert load.stdout.readline() == "{}\n"
-            singer.tell(f"sing_for({str(recording)!r}, {MINUTE_S})")
-            outcome = json.loads(load.stdout.readline())
-            crowded = singer.hear()
-        assert {text for _, heard in idle + crowded for text in heard} == {SONG_TEXT}
-        report(record_property, outcome, [s for s, _ in idle], [s for s, _ in crowded])
+        heard = beside_a_crowd(daemon, folder, record_property, "demo model")
+        assert heard == {SONG_TEXT}
         grown = (daemon.resident_bytes() - canary.resident_bytes) / MIB
         within(record_property, "RSS grew by", grown, QUEUE_MIB, "MiB", slack=1)
         canary.check(rss_bytes=QUEUE_MIB * MIB)
+
+
+@needs_root
+@pytest.mark.slow
+def test_f17_ten_times_the_load_on_a_model_of_the_published_size(start, record_property):
+    """The same where an utterance costs what it costs with SenseVoiceSmall; its random weights say nothing.
+
+    Recordings are seconds of work here, and the clip's own way through the daemon next to nothing.
+    """
+    from benchmarks.checkpoint import write_stand_in
+
+    with public_folder() as folder:
+        write_stand_in(folder / "model")
+        command = [sys.executable, "-m", "sensevoiced", "serve", "--device", "cpu"]
+        models = ["--model", str(folder / "model"), "--vad", str(DEMO_DIR / "vad")]
+        daemon = let_in(start(folder=folder, command=[*command, *models], settings=TWO_CHILDREN))
+        heard = beside_a_crowd(daemon, folder, record_property, "full size")
+        assert len(heard) == 1  # the same in any company
+        assert daemon.status()["queue"]["jobs_active"] == 0
+
+
+def beside_a_crowd(daemon, folder, record, name):
+    """Ask for the clip alone and then beside the load, and report on it; gives the texts that were heard."""
+    recording = folder / "song.wav"
+    recording.write_bytes(song())
+    clips = [folder / f"{language}.wav" for language in ("en", "zh", "ja", "mixed")]
+    for clip in clips:
+        clip.write_bytes(wav(sample(clip.stem)))
+    with Puppet(daemon.socket, uid=SOMEBODY) as singer, offering(daemon, MINUTE_S, clips) as load:
+        singer.run(SINGER)
+        idle = singer.run(f"[sing({str(recording)!r}, n) for n in range({IDLE_TIMES})]")
+        load.stdin.close()
+        assert load.stdout.readline() == "{}\n"
+        singer.tell(f"sing_for({str(recording)!r}, {MINUTE_S})")
+        outcome = json.loads(load.stdout.readline())
+        crowded = singer.hear()
+    report(record, name, outcome, [s for s, _ in idle], [s for s, _ in crowded])
+    return {text for _, heard in idle + crowded for text in heard}
 
 
 @contextlib.contextmanager
@@ -220,22 +246,21 @@ def offering(daemon, seconds, clips):
             process.kill()
 
 
-def report(record, outcome, idle_s, crowded_s):
+def report(record, name, outcome, idle_s, crowded_s):
     """Put what came of it into the table, and assert what has to be."""
     print(outcome)
     assert outcome["wrong"] == 0
     assert set(outcome["codes"]) == {"busy"}
     assert outcome["accepted"] + outcome["refused"] == outcome["offered"]
     assert outcome["offered"] >= 0.99 * TIMES * outcome["meanwhile"] > 0
-    note(record, "offered {offered}, accepted and finished {accepted}, refused {refused}".format(**outcome))
+    counts = "offered {offered}, accepted and finished {accepted}, refused {refused}".format(**outcome)
+    note(record, f"{name}: {counts}")
     median_ms, most_ms, slowest_ms = outcome["refused_ms"]
-    within(record, "refused in, 99 of 100", most_ms, 50, "ms")
-    note(record, f"refused in {median_ms:.1f} ms (median), {slowest_ms:.0f} ms (slowest)")
+    within(record, f"{name}: refused in, 99 of 100", most_ms, 50, "ms")
+    note(record, f"{name}: refused in {median_ms:.1f} ms (median), {slowest_ms:.0f} ms (slowest)")
     alone_s = statistics.median(idle_s)
-    for share, name in ((0.5, "median"), (0.95, "95 of 100"), (1.0, "slowest")):
-        there_s = percentile(crowded_s, share)
-        note(
-            record, f"another user's 3 s clip, {name}: {1000 * there_s:.0f} ms, alone {1000 * alone_s:.0f} ms"
-        )
+    for share, what in ((0.5, "median"), (0.95, "95 of 100"), (1.0, "slowest")):
+        there_ms, alone_ms = 1000 * percentile(crowded_s, share), 1000 * alone_s
+        note(record, f"{name}: another user's 3 s clip, {what}: {there_ms:.0f} ms, alone {alone_ms:.0f} ms")
     ratio = statistics.median(crowded_s) / alone_s
-    within(record, "another user's 3 s clip, median, against alone", ratio, FAIR, "x")
+    within(record, f"{name}: another user's 3 s clip, median, against alone", ratio, FAIR, "x")
