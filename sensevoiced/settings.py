@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
+import stat
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 SYSTEM_FILE = Path("/etc/sensevoice/sensevoiced.toml")
 USER_FILE = Path("sensevoice") / "sensevoiced.toml"
 """Below $XDG_CONFIG_HOME, or ~/.config."""
+
+MAX_FILE_BYTES = 2**20
+"""Hundreds of times what all settings with their reasons take; it is read in one go, at a reload on the event
+loop."""
 
 _SECTIONS: dict[str, type] = {"frontend": FrontendConfig, "batch": BatchLimits, "serving": ServingConfig}
 _CHOICES: dict[str, tuple[str, ...]] = {"precision": PRECISIONS, "engine": ENGINES, "log_level": LOG_LEVELS}
@@ -151,7 +157,7 @@ def _files(named: str | None, environ: Mapping[str, str]) -> list[tuple[Path, bo
 
 def _read(file: Path, *, required: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(_bytes_of(file).decode())
     except FileNotFoundError:
         if required:
             raise ConfigError(f"{file}: there is no such file.") from None
@@ -160,6 +166,25 @@ def _read(file: Path, *, required: bool) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError; arrays in arrays
         raise ConfigError(f"{file}: is not valid TOML: {error}.") from None
+
+
+def _bytes_of(file: Path) -> bytes:
+    """What a regular file holds; never waits as for a FIFO's writer. Raises OSError, ConfigError."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+    with open(file, "rb", opener=opener) as source:
+        found = os.fstat(source.fileno())
+        # What stands for no settings at all, to programs and as a link.
+        nothing = os.path.samestat(found, Path(os.devnull).stat())
+        if not stat.S_ISREG(found.st_mode) and not nothing:
+            raise ConfigError(f"{file}: is no regular file: put the settings into one.")
+        held = source.read(MAX_FILE_BYTES + 1)
+    if len(held) > MAX_FILE_BYTES:
+        mib = MAX_FILE_BYTES // 2**20
+        raise ConfigError(f"{file}: holds more than {mib} MiB, and settings never do: name another file.")
+    return held
 
 
 def _merge(values: dict[str, Any], table: dict[str, Any], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -136,7 +137,10 @@ def test_f30_limits_and_log_level_change_together_or_not_at_all(start):
 
 
 def test_f30_a_file_that_is_gone_or_unreadable_changes_nothing(start):
-    """Removed, a folder, not UTF-8, no TOML: the settings in force stay, and the sentence names the file."""
+    """Removed, a folder, a FIFO, endless, not UTF-8, no TOML: the settings in force stay.
+
+    The sentence names the file, and the event loop never waits for it: over the wire or by a signal.
+    """
     daemon = start(settings=right(3))
     canary = Canary(daemon)
     with daemon.client() as client:
@@ -144,9 +148,14 @@ def test_f30_a_file_that_is_gone_or_unreadable_changes_nothing(start):
             lambda file: file.unlink(),
             lambda file: file.write_bytes(b"\xff\xfe"),
             lambda file: file.write_text("[serving"),
+            lambda file: os.truncate(file, 2**40),
+            lambda file: (file.unlink(), os.mkfifo(file)),
             lambda file: (file.unlink(), file.mkdir()),
         ):
             spoil(daemon.config)
+            refused = daemon.text().count("came to nothing")
+            daemon.signal(signal.SIGHUP)
+            wait_until(lambda n=refused: daemon.text().count("came to nothing") > n, "the signal is answered")
             error = reload_over_the_wire(client)
             assert error["code"] == "config"
             assert str(daemon.config) in error["message"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,33 @@ def test_environment_and_flags_are_named_in_their_errors(home):
         home(threads="two")
     with pytest.raises(ConfigError, match="there is no such file"):
         home(config="/nowhere.toml")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "socket", "giant"])
+def test_what_is_no_file_of_settings_is_refused_at_once(home, tmp_path, kind):
+    """One sentence that names it: nobody waits for a FIFO's writer, and nothing endless is read."""
+    path = tmp_path / "own.toml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    else:
+        with path.open("wb") as file:
+            file.truncate(2**40)  # and takes no room
+    wanted = r"own\.toml: (is no regular file|cannot be read|holds more than 1 MiB)"
+    with pytest.raises(ConfigError, match=wanted):
+        home(config=str(path))
+
+
+def test_the_null_device_stands_for_no_settings(home, tmp_path):
+    """Named, and as a link in the place of a file."""
+    (tmp_path / "own.toml").symlink_to("/dev/null")
+    assert home(config="/dev/null") == home(config=str(tmp_path / "own.toml")) == home()
 
 
 def test_every_number_has_a_range_that_its_default_fits():
