@@ -71,6 +71,8 @@ class Stream:
         self._max_out = max_write_buffer_bytes
         self._write_timeout_s = write_timeout_s
         self._out = bytearray()
+        self._writing = False
+        """The loop tells us when the peer takes more: not where there was no memory to ask it to."""
         self._room = asyncio.Event()
         self._lost = False
 
@@ -141,12 +143,12 @@ class Stream:
     def _push(self, frame: bytes) -> None:
         if self._lost:
             return
-        waiting = bool(self._out)
         self._out += frame
-        if not waiting:
+        if not self._writing:
             self._flush()
             if self._out:
                 self._loop.add_writer(self._fd, self._flush)
+                self._writing = True
 
     def _flush(self) -> None:
         try:
@@ -156,18 +158,24 @@ class Stream:
                 del self._out[:sent]
         except (BlockingIOError, InterruptedError):
             pass
-        except OSError:
+        except (OSError, MemoryError):
+            # Bytes that went and cannot be taken off the buffer would go twice.
             self._lose()
             return
         if not self._out:
-            self._loop.remove_writer(self._fd)
+            self._stop_writing()
         self._room.set()
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            self._loop.remove_writer(self._fd)
+            self._writing = False
 
     def _lose(self) -> None:
         self._lost = True
         self._out.clear()
         self._room.set()
-        self._loop.remove_writer(self._fd)
+        self._stop_writing()
         # Whoever waits in `receive` learns of it as an end of stream.
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)

@@ -213,6 +213,48 @@ def test_an_offer_never_takes_the_last_half_of_the_buffer():
     on_a_pair(scenario)
 
 
+def test_what_could_not_be_watched_for_want_of_memory_goes_with_the_next_frame():
+    """The peer gets all of it in its order: bytes that wait are no sign that somebody sees to them."""
+
+    async def scenario(stream, peer):
+        loop = asyncio.get_running_loop()
+        real, lacked = loop.add_writer, []
+
+        def add_writer(*args):
+            if len(lacked) < 2:
+                lacked.append(args)
+                raise MemoryError
+            real(*args)
+
+        loop.add_writer = add_writer
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                await stream.send(BIG[:-100])
+        await stream.send(b"last")
+        received = b""
+        while not received.endswith(b"last"):
+            received += await loop.sock_recv(peer, 2**20)
+        assert len(received) == 2 * (len(BIG) - 100) + len(b"last")
+
+    on_a_pair(scenario)
+
+
+def test_bytes_that_stay_in_the_buffer_after_they_went_never_go_twice():
+    """Where there is no memory to take them off, the connection ends."""
+
+    class Scarce(bytearray):
+        def __delitem__(self, _):
+            raise MemoryError
+
+    async def scenario(stream, peer):
+        stream._out = Scarce()
+        with pytest.raises(ConnectionLost):
+            await stream.send(b"once")
+        assert (peer.recv(100), peer.recv(100)) == (b"once", b"")
+
+    on_a_pair(scenario)
+
+
 def test_a_peer_that_died_shows_when_sending():
     """A send into nothing raises, at once or at the next frame."""
 
