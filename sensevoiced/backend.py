@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from sensevoiced import logs
+from sensevoiced.descriptors import close_later
 from sensevoiced.engine.api import Layered
 from sensevoiced.engine.batcher import Batcher
 from sensevoiced.jobs import JobError
@@ -82,14 +83,19 @@ class Backend:
 
     def transcribe(self, source_fd: int, options: Options, *, label: str, owner: int) -> Transcription:
         """Start on a file or a pipe for the user `owner`; owns the descriptor from the call on."""
-        number = next(self._numbers)
-        log.debug("job %d: %s", number, logs.shown(label))
+        try:
+            number = next(self._numbers)
+            log.debug("job %d: %s", number, logs.shown(label))
+            run = self._frontend.utterances(source_fd, options, label=label, owner=owner)
+        except MemoryError:
+            close_later(source_fd, owner)
+            raise
 
         def recognise(utterance: Utterance) -> Coroutine[Any, Any, Recognised]:
             return self._batcher.recognise(owner, number, utterance, options)
 
         return Transcription(
-            self._frontend.utterances(source_fd, options, label=label, owner=owner),
+            run,
             recognise,
             max_outstanding=self._config.serving.max_outstanding_utterances,
             on_progress=self._on_progress,

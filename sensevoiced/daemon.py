@@ -124,7 +124,12 @@ class Daemon:
             self._server = Server(door, self, self._admission, self._metrics)
             self._server.start()
             heart = asyncio.create_task(
-                self._heartbeat.run(lambda: self._state == "loading", self._backend.batches, self._give_up)
+                self._heartbeat.run(
+                    lambda: self._state == "loading",
+                    self._backend.batches,
+                    self._give_up,
+                    self._server.go_on,
+                )
             )
             try:
                 await self._load()

@@ -1,6 +1,6 @@
 """Watches the engine: signs of life for systemd while it gets on, none while it is stuck.
 
-Knows neither clients nor how batches come about.
+It goes on whatever happens, and so carries what must. Knows neither clients nor how batches come about.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ class Heartbeat:
         loading: Callable[[], bool],
         batches: Callable[[], BatcherSnapshot],
         give_up: Callable[[str], None],
+        go_on: Callable[[], None],
     ) -> None:
         """Go on until cancelled.
 
         `give_up` is called, with the reason, where the engine fails at everything it is given or its thread
-        has ended.
+        has ended; `go_on` with every beat, for what a lack of memory may have stopped.
         """
         began_s = time.monotonic()
         while True:
@@ -59,6 +60,8 @@ class Heartbeat:
                     self._while_loading(time.monotonic() - began_s)
                 else:
                     self._look_at(batches(), give_up)
+            with contextlib.suppress(MemoryError):
+                go_on()
             try:
                 await asyncio.sleep(self._every_s)
             except MemoryError:

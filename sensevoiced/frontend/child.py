@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sensevoiced import threads
 from sensevoiced.frontend.channel import MAX_CONTROL_BYTES, pack, unpack
 from sensevoiced.metrics import resident_bytes
 
@@ -54,7 +55,7 @@ class Child:
     ) -> None:
         """Start the process; `on_idle` is called when it can take a job, `on_exit` once when it has ended.
 
-        Raises OSError.
+        Raises OSError and MemoryError, and nothing is left then.
         """
         self._loop = asyncio.get_running_loop()
         self._on_idle = on_idle
@@ -77,38 +78,42 @@ class Child:
         """Its job is over, and it will say that it is free in a moment."""
         self.idle_since_s = time.monotonic()
         self.exited = asyncio.Event()
+        self._pidfd = -1
+        process: subprocess.Popen[bytes] | None = None
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._control.setblocking(False)
-            command = [sys.executable, "-P", "-m", "sensevoiced.frontend.worker", str(os.getpid())]
-            environment = {name: os.environ[name] for name in _INHERITED if name in os.environ} | _ENVIRONMENT
-            try:
-                # Nothing is closed before exec, where we would wait for it: a client's file system may let
-                # the close of its descriptor hang. What can be inherited is closed by the child itself.
-                self._process = subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    close_fds=False,
-                )
-            except OSError:
-                self._control.close()
-                raise
         try:
-            self._pidfd = os.pidfd_open(self._process.pid)
-        except OSError:
-            self._process.kill()
-            self._process.wait()
-            self._control.close()
+            with theirs:
+                self._control.setblocking(False)
+                self._loop.add_reader(self._control, self._read_control)
+                told = pack(setup)
+                self._process = process = _start(theirs)
+            self._pidfd = os.pidfd_open(process.pid)
+            self._loop.add_reader(self._pidfd, self._reap)
+            self._tell(told)
+        except BaseException:
+            self._undo(process)
             raise
+
+    def _tell(self, setup: bytes) -> None:
         try:
-            self._control.send(pack(setup))
+            self._control.send(setup)
         except OSError:
             # It has ended already, or would wait for ever: its end is told as any other.
             self.kill()
-        self._loop.add_reader(self._control, self._read_control)
-        self._loop.add_reader(self._pidfd, self._reap)
+
+    def _undo(self, process: subprocess.Popen[bytes] | None) -> None:
+        """Leave nothing of a start that failed on its way."""
+        self._loop.remove_reader(self._control)
+        self._control.close()
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+        if process is not None:
+            process.kill()
+            # Off the loop: one that a file system holds up in exec ends when that answers. Where there is no
+            # thread, `subprocess` sees to it at the next start.
+            with contextlib.suppress(RuntimeError, MemoryError):
+                threads.start(process.wait)
 
     @property
     def pid(self) -> int:
@@ -200,8 +205,11 @@ class Child:
         os.close(self._pidfd)
         self._control.close()
         self.busy = False
-        self.exited.set()
-        self._on_exit(self)
+        try:
+            self.exited.set()
+        finally:
+            # Also where there is no memory to wake up who waits: its place has to be given back.
+            self._on_exit(self)
 
     def _drain(self) -> None:
         # Its last words (`failed`) may come together with its end.
@@ -210,6 +218,17 @@ class Child:
                 message = unpack(data)
                 if message["type"] == "failed":
                     self.failure = str(message.get("message"))
+
+
+def _start(control: socket.socket) -> subprocess.Popen[bytes]:
+    """Start a process whose standard input is `control`. Raises OSError."""
+    command = [sys.executable, "-P", "-m", "sensevoiced.frontend.worker", str(os.getpid())]
+    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ} | _ENVIRONMENT
+    # Nothing is closed before exec, where we would wait for it: a client's file system may let the close of
+    # its descriptor hang. What can be inherited is closed by the child itself.
+    return subprocess.Popen(
+        command, env=environment, stdin=control.fileno(), stdout=subprocess.DEVNULL, close_fds=False
+    )
 
 
 def _strings(value: object) -> tuple[str, ...]:

@@ -69,16 +69,16 @@ class FrontendRun:
     """
 
     def __init__(self, pool: Children, source_fd: int, options: Options, label: str, owner: int) -> None:
-        """Own `source_fd` from now on; a child is asked for, in `owner`'s name, with the first step."""
+        """Own `source_fd` once made; a child is asked for, in `owner`'s name, with the first step."""
+        self._source_fd: int | None = None
+        self._sock: socket.socket | None = None
         self._pool = pool
-        self._source_fd: int | None = source_fd
         self._options = options
         self._label = label
         self._owner = owner
         self._child: Child | None = None
         self._job = 0
         """Which of the child's jobs this is: it may be at another one while we still read what it said."""
-        self._sock: socket.socket | None = None
         self._asked: asyncio.Future[Child] | None = None
         self._reading = False
         self._cancelled = False
@@ -92,6 +92,7 @@ class FrontendRun:
         """Seconds of audio decoded when the child last spoke: progress."""
         self.begun_s: float | None = None
         """When a child took the job, on time.monotonic()."""
+        self._source_fd = source_fd  # last: where what comes before fails, it is still the caller's
 
     def __repr__(self) -> str:
         """Name the recording and how far it is."""

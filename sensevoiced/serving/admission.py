@@ -129,8 +129,9 @@ class Admission:
         if self._jobs.get(uid, 0) >= self.limits.max_jobs_per_uid:
             why = f"User {uid} has {self._jobs[uid]} unfinished requests, the limit of one user"
             raise self._busy(why, self._a_job_s())
-        self._jobs[uid] += 1
-        return Ticket(self, uid)
+        ticket = Ticket(self, uid)
+        self._jobs[uid] += 1  # last: who gets no ticket could not be counted out again
+        return ticket
 
     # --- for Ticket ---------------------------------------------------------------------------------------
 

@@ -24,8 +24,8 @@ _SECONDS_DIGITS = 3
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
+    number: int
     peer: Peer
-    job: Job
     cancel: Callable[[], None]
 
 
@@ -35,27 +35,25 @@ class Board:
     def __init__(self) -> None:
         """Begin empty."""
         self._numbers = itertools.count(1)
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[Job, _Entry] = {}
 
-    def add(self, peer: Peer, job: Job, cancel: Callable[[], None]) -> Callable[[], None]:
-        """Show a job; gives what takes it off again. `cancel` ends it, and must not wait."""
-        number = next(self._numbers)
-        self._entries[number] = _Entry(peer, job, cancel)
+    def add(self, peer: Peer, job: Job, cancel: Callable[[], None]) -> None:
+        """Show a job. `cancel` ends it, and must not wait."""
+        self._entries[job] = _Entry(next(self._numbers), peer, cancel)
 
-        def remove() -> None:
-            self._entries.pop(number, None)
-
-        return remove
+    def remove(self, job: Job) -> None:
+        """Show it no longer, where it was shown."""
+        self._entries.pop(job, None)
 
     def jobs(self, peer: Peer) -> list[dict[str, Any]]:
         """What `peer` may see, oldest first, up to MAX_JOBS."""
         now_s = asyncio.get_running_loop().time()
-        seen = ((number, entry) for number, entry in self._entries.items() if _may(peer, entry.peer))
-        return [_shown(number, entry, now_s) for number, entry in itertools.islice(seen, MAX_JOBS)]
+        seen = ((job, entry) for job, entry in self._entries.items() if _may(peer, entry.peer))
+        return [_shown(job, entry, now_s) for job, entry in itertools.islice(seen, MAX_JOBS)]
 
     def cancel(self, peer: Peer, number: int) -> None:
         """End a job. Raises WireError `not_found` where there is none that `peer` may see."""
-        entry = self._entries.get(number)
+        entry = next((entry for entry in self._entries.values() if entry.number == number), None)
         # Another user's job is not there, rather than forbidden: numbers tell nobody how busy others are.
         if entry is None or not _may(peer, entry.peer):
             sentence = f"You have no unfinished job {number}: `svctl ps` shows those that you have."
@@ -67,10 +65,9 @@ def _may(peer: Peer, owner: Peer) -> bool:
     return peer.uid in (owner.uid, 0, os.geteuid())
 
 
-def _shown(number: int, entry: _Entry, now_s: float) -> dict[str, Any]:
-    job = entry.job
+def _shown(job: Job, entry: _Entry, now_s: float) -> dict[str, Any]:
     return {
-        "job": number,
+        "job": entry.number,
         "uid": entry.peer.uid,
         "pid": entry.peer.pid,
         "label": job.label[:MAX_JOB_LABEL_CHARS],

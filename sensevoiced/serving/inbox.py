@@ -62,9 +62,9 @@ class Inbox:
 
     def close(self) -> None:
         """Give back descriptors that nobody took, and bytes that are no message yet."""
-        self._reader = FrameReader(requests=True)
         while (fd := self.take_fd()) is not None:
             close_later(fd, self._owner)
+        self._reader = FrameReader(requests=True)
 
     async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
         """Messages, unchecked, until the peer ends its side.
@@ -77,7 +77,7 @@ class Inbox:
                 return
             carried_over = bool(self._fds)
             if fd is not None:
-                self._fds.append(fd)
+                self._keep(fd)
             was_partial, completed = self._reader.partial, False
             self._reader.feed(data)
             for message in self._reader.messages():
@@ -98,6 +98,13 @@ class Inbox:
                 self._frame_began_s = None
             elif completed or not was_partial:
                 self._frame_began_s = self._loop.time()
+
+    def _keep(self, fd: int) -> None:
+        try:
+            self._fds.append(fd)
+        except MemoryError:
+            close_later(fd, self._owner)
+            raise
 
     async def _receive(self) -> tuple[bytes, int | None]:
         """Wait for bytes within the deadline that applies now. Raises WireError `timeout`."""

@@ -39,7 +39,6 @@ class Job:
         """Take over a checked `transcribe` and the descriptor that came with it."""
         self.id: int = message["id"]
         self.began_s = asyncio.get_running_loop().time()
-        self.upload = Upload(limits.max_upload_buffer_bytes) if message["source"] == "stream" else None
         self.task: asyncio.Task[None] | None = None
         self._options = Options(
             language=message["language"],
@@ -56,6 +55,8 @@ class Job:
         self._ticket = ticket
         self._limits = limits
         self._transcript: Transcript | None = None
+        # Last: a pipe is lost where what comes after it fails.
+        self.upload = Upload(limits.max_upload_buffer_bytes) if message["source"] == "stream" else None
 
     @property
     def fed(self) -> bool:

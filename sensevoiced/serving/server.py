@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ACCEPT_PAUSE_S = 1.0
-"""Without a free descriptor accept fails at once and would fail again: wait for one to come back. That of a
-connection is noticed at its end; others, of files and children, are looked for so often (asyncio's habit)."""
+WARN_EVERY_S = 1.0
+"""A shortage may last, and is met with every heartbeat."""
 CUT_OFF_S = 0.5
 """For connections that are cut off to give back what they hold: a few turns of the loop."""
 _ACCEPTS_A_TURN = 64
@@ -54,25 +53,35 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._turned_away: set[asyncio.Task[None]] = set()
-        self._pause: asyncio.TimerHandle | None = None
+        self._open = False
+        """We mean to accept; whether we do at the moment is the next."""
         self._accepting = False
         self._warned_s = -math.inf
         load_codec()  # not in the first client's time
 
     def start(self) -> None:
-        """Accept from here on."""
-        self._pause = None
-        self._accepting = True
-        self._loop.add_reader(self._listener.socket.fileno(), self._accept)
+        """Accept from here on, as long as `go_on` is called again and again."""
+        self._open = True
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Accept again after a pause: harmless at any time, and for a heartbeat, which nothing stops.
+
+        A timer of our own would be lost for good where there is no memory for it. Raises MemoryError.
+        """
+        if self._open and not self._accepting:
+            self._loop.add_reader(self._listener.socket.fileno(), self._accept)
+            self._accepting = True
 
     def stop_accepting(self) -> None:
         """Leave new connections to the kernel's queue (an inherited socket) or to the void (our own)."""
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
+        self._open = False
+        self._pause()
+
+    def _pause(self) -> None:
         if self._accepting:
-            self._accepting = False
             self._loop.remove_reader(self._listener.socket.fileno())
+            self._accepting = False
 
     async def close(self, enough: asyncio.Event) -> None:
         """End every conversation, cutting off those that are not over when `enough` is set."""
@@ -110,12 +119,14 @@ class Server:
                 return
 
     def _pause_for(self, want: str) -> None:
-        """Accept nobody for a moment, in which what is wanting may come back."""
-        if self._loop.time() - self._warned_s >= ACCEPT_PAUSE_S:
+        """Accept nobody until a connection has ended or the heart beats: at once it would fail again.
+
+        Other descriptors than connections' come back unnoticed, those of files and children.
+        """
+        self._pause()
+        if self._loop.time() - self._warned_s >= WARN_EVERY_S:
             self._warned_s = self._loop.time()
             log.warning("cannot accept connections for want of resources: %s", want)
-        self.stop_accepting()
-        self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self.start)
 
     def _take(self, connection: socket.socket) -> None:
         limits = self._admission.limits
@@ -152,9 +163,7 @@ class Server:
 
     def _descriptor_is_back(self, _: asyncio.Task[None]) -> None:
         """Go on accepting: a queue of connections that are dead already is not worked off by pauses."""
-        if self._pause is not None:
-            self._pause.cancel()
-            self.start()
+        self.go_on()
 
     async def _serve(self, session: Session, stream: Stream, uid: int) -> None:
         try:
@@ -165,8 +174,9 @@ class Server:
             # Not even for a farewell: the end of the connection has to tell.
             pass
         finally:
-            stream.close()
+            # In this order: a close that finds no memory must not keep the place.
             self._admission.disconnect(uid)
+            stream.close()
 
     async def _caught(self, session: Session, uid: int) -> WireError | None:
         """Around one connection: one of the two places that catch everything.

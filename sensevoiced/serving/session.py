@@ -240,15 +240,21 @@ class Session:
 
         Where that fails it gives back what it holds and is on no board; the connection ends with it.
         """
-        self._jobs[job.id] = job
-        self._idle.clear()
-        with contextlib.ExitStack() as ends:
-            ends.callback(job.dispose)
-            ends.callback(self._board.add(self._peer, job, lambda: self._end_for_another(job)))
+        try:
+            self._jobs[job.id] = job
+            self._idle.clear()
+            self._board.add(self._peer, job, lambda: self._end_for_another(job))
             job.task = self._group.create_task(self._work(job))
-            at_its_end = ends.pop_all()
             # Not a `finally` in the task: one that is cancelled before its first step never runs.
-            job.task.add_done_callback(lambda _: at_its_end.close())
+            job.task.add_done_callback(lambda _: self._over(job))
+        except BaseException:
+            self._over(job)
+            raise
+
+    def _over(self, job: Job) -> None:
+        """Let go of what was a job's; harmless when repeated."""
+        self._board.remove(job)
+        job.dispose()
 
     async def _on_audio(self, message: Message) -> None:
         job = await self._uploading(message)
@@ -371,13 +377,14 @@ class Session:
 
     def _tick(self) -> None:
         """Tell how far the longer jobs are; a client that does not keep up misses some of it."""
+        # First: what fails for want of memory below is told the next time.
         self._ticking = None
+        if self._jobs:
+            self._ticking = self._loop.call_later(PROGRESS_INTERVAL_S, self._tick)
         now_s = self._loop.time()
         for job in self._jobs.values():
             if now_s - job.began_s >= PROGRESS_INTERVAL_S and (progress := job.progress()) is not None:
                 self._stream.offer(encode(progress))
-        if self._jobs:
-            self._ticking = self._loop.call_later(PROGRESS_INTERVAL_S, self._tick)
 
     # --- the peer's end -----------------------------------------------------------------------------------
 

@@ -215,7 +215,11 @@ def open_path(path: str, owner: int) -> tuple[int, int]:
         raise JobError(code, f"The file cannot be opened: {error.strerror}.") from None
     except ValueError:
         raise JobError("not_found", "The file cannot be opened: its name holds a zero byte.") from None
-    return fd, examine(fd, owner)
+    try:
+        return fd, examine(fd, owner)
+    except MemoryError:
+        close_later(fd, owner)
+        raise
 
 
 class Upload:

@@ -18,9 +18,15 @@ SELF = Peer(pid=os.getpid(), uid=os.geteuid(), gid=os.getegid())
 ROOT = Peer(pid=1, uid=0, gid=0)
 
 
+class Job(SimpleNamespace):
+    """Told apart as a job is: by being that one."""
+
+    __hash__ = object.__hash__
+
+
 def job(label="call.wav"):
     """As much of a Job as the board looks at."""
-    return SimpleNamespace(label=label, state="running", began_s=0.0, decoded_s=2.0, recognised_s=1.5)
+    return Job(label=label, state="running", began_s=0.0, decoded_s=2.0, recognised_s=1.5)
 
 
 def on_loop(function):
@@ -38,7 +44,8 @@ def board():
     found = Board()
     found.cancelled = []
     for peer, name in ((ALICE, "a1"), (BOB, "b"), (ALICE, "a2")):
-        found.remove = found.add(peer, job(name), lambda name=name: found.cancelled.append(name))
+        found.last = job(name)
+        found.add(peer, found.last, lambda name=name: found.cancelled.append(name))
     return found
 
 
@@ -51,7 +58,8 @@ def test_everybody_sees_their_own_and_root_all(board):
     assert seen(ALICE) == [(1, "a1"), (3, "a2")]
     assert seen(BOB) == [(2, "b")]
     assert seen(ROOT) == seen(SELF) == [(1, "a1"), (2, "b"), (3, "a2")]
-    board.remove()
+    for _ in range(2):  # the second time is harmless
+        board.remove(board.last)
     assert seen(ALICE) == [(1, "a1")]
 
 

@@ -272,7 +272,7 @@ def test_a_child_that_cannot_be_watched_is_not_left_behind(models, run, monkeypa
             with pytest.raises(ConfigError, match="Too many open files"):
                 await pool.start()
         assert descriptors() == before
-        assert [process.returncode for process in started] == [-signal.SIGKILL]
+        assert [process.wait(10) for process in started] == [-signal.SIGKILL]
 
     run(scenario())
 
