@@ -180,7 +180,11 @@ class FrontendPool:
                 # Those who wait counted on it, and it may not even end.
                 self._grow_later()
 
-        asyncio.get_running_loop().call_later(grace_s, insist)
+        try:
+            asyncio.get_running_loop().call_later(grace_s, insist)
+        except MemoryError:
+            # Nobody would look again.
+            child.kill()
 
     def _spawn(self) -> None:
         self._started += 1
@@ -246,11 +250,16 @@ class FrontendPool:
     def _take_back(self, child: Child) -> None:
         """Take a child that is free, and lend it again if somebody waits."""
         self._failed_starts = 0
-        self._changed.set()
-        self._note_jail(child)
         child.owner = None
-        if not child.exited.is_set():
-            self._idle.append(child)
+        try:
+            self._changed.set()
+            self._note_jail(child)
+            if not child.exited.is_set():
+                self._idle.append(child)
+        except MemoryError:
+            # It will not be brought again, and would be neither idle nor busy for ever.
+            child.kill()
+            raise
         self._lend()
         if child in self._idle and len(self._children) > self.config.children:
             asyncio.get_running_loop().call_later(self.config.idle_child_s, self._retire)

@@ -67,6 +67,53 @@ def test_a_lack_of_memory_at_the_handing_over_costs_nobody(models, run, monkeypa
     run(scenario())
 
 
+def test_a_child_that_cannot_be_taken_back_is_replaced(models, run):
+    """Neither idle nor busy, it would stand for ever in the way of another."""
+
+    class Scarce(list):
+        lacked = False
+
+        def append(self, child):
+            if not self.lacked:
+                self.lacked = True
+                raise MemoryError
+            super().append(child)
+
+    async def scenario():
+        async with running(models, children=1, max_children=1) as pool:
+            pool._idle = Scarce(pool._idle)
+            for label in ("first", "next"):
+                assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label=label))) == 1
+            assert (pool.snapshot().crashed, pool.snapshot().started) == (0, 2)
+
+    run(scenario())
+
+
+def test_a_child_that_nobody_could_look_at_again_is_killed_at_once(models, run, monkeypatch):
+    """Where there is no memory for the timer, it may hang in the recording that was called off."""
+
+    def lacking(*_):
+        raise MemoryError
+
+    async def scenario():
+        async with running(models, children=1, max_children=1) as pool:
+            reader, writer = os.pipe()
+            job = pool.utterances(reader, Options(), label="called off")
+            task = asyncio.create_task(drain(job))
+            await until(lambda: job.begun_s is not None)
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncio.get_running_loop(), "call_later", lacking)
+                (child,) = pool._children
+                pool.called_off(child, child.jobs)
+            assert child.killed
+            with pytest.raises(JobError):
+                await task
+            os.close(writer)
+            assert len(await drain(pool.utterances(memfd(speech(1.0)), Options(), label="next"))) == 1
+
+    run(scenario())
+
+
 def test_a_child_killed_while_idle_is_replaced_unnoticed(models, run):
     """Children that die between jobs are replaced; the next recordings are served."""
 
