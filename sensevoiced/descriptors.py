@@ -56,17 +56,19 @@ closing = Closing()
 def close_later(fd: int, owner: int) -> None:
     """Close a descriptor of the user `owner` off the loop; on it only where no thread can be started.
 
-    Any close of a FUSE file, and the last one of a socket that lingers, may block.
+    Any close of a FUSE file, and the last one of a socket that lingers, may block. Never raises.
     """
-    closing.began(owner)
+    counted = False
     try:
+        closing.began(owner)
+        counted = True
         threads.start(_close, fd, owner)
     except (RuntimeError, MemoryError):
         # No thread can be started (a limit, or the interpreter ends), and a descriptor must not be lost.
-        _close(fd, owner)
+        _close(fd, owner if counted else None)
 
 
-def _close(fd: int, owner: int) -> None:
+def _close(fd: int, owner: int | None) -> None:
     try:
         os.close(fd)
     except OSError:
@@ -74,4 +76,5 @@ def _close(fd: int, owner: int) -> None:
         # (Not `suppress`, which would need memory before anything is closed.)
         pass
     finally:
-        closing.ended(owner)
+        if owner is not None:
+            closing.ended(owner)

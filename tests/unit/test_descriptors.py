@@ -81,3 +81,17 @@ def test_a_user_whose_closes_hang_gets_no_further_descriptor_in(wall, monkeypatc
         assert len(closing) == 4
     assert running.error is None
     os.close(fd)
+
+
+def test_a_descriptor_that_cannot_even_be_counted_is_closed(monkeypatch):
+    """Whoever gives one away relies on it."""
+
+    def lacking(_):
+        raise MemoryError
+
+    monkeypatch.setattr(closing, "began", lacking)
+    fd = memfd(b"x")
+    close_later(fd, 1)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert not closing
