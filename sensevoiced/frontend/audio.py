@@ -26,6 +26,7 @@ from sensevoiced.frontend.source import (
     HeadedStream,
     open_source,
 )
+from sensevoiced.frontend.wav import PLACEHOLDER_BYTES
 from sensevoiced.jobs import SAMPLE_RATE_HZ, JobError
 
 if TYPE_CHECKING:
@@ -72,8 +73,6 @@ INT16_SUBTYPES = frozenset(
 """Subtypes whose samples 16 bits hold without loss."""
 _UNKNOWN_SAMPLES = 2**62
 """libsndfile says 2^63 - 1 when a header does not tell the length."""
-_PLACEHOLDER_BYTES = 0x7FFF_0000
-"""Chunk sizes from here on stand for "not known yet" in the headers that recorders and pipes write."""
 
 
 _WHOLE = Part()
@@ -270,6 +269,8 @@ class Recording:
                 and not _ogg_ends(source.tail(OGG_PAGE_BYTES))
             ):
                 self.truncated = True
+            if isinstance(source, HeadedStream) and source.breaks_off:
+                self.truncated = True
         finally:
             self.truncated = self.truncated or decoder.damaged
             decoder.close()
@@ -278,7 +279,7 @@ class Recording:
 def _claims_more(file: soundfile.SoundFile) -> bool:
     """Say whether the audio chunk was meant to be longer than the file: libsndfile notes that in its log."""
     found = re.search(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    return found is not None and int(found.group(2)) < int(found.group(1)) < _PLACEHOLDER_BYTES
+    return found is not None and int(found.group(2)) < int(found.group(1)) < PLACEHOLDER_BYTES
 
 
 def _ogg_ends(tail: bytes) -> bool:

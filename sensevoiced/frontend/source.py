@@ -15,6 +15,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+from sensevoiced.frontend.wav import WAV_HEAD_BYTES, is_wav, promised_bytes
 from sensevoiced.jobs import JobError
 
 if TYPE_CHECKING:
@@ -204,17 +205,19 @@ class SpooledSource(_Seekable):
 
 
 class HeadedStream:
-    """A stream whose first bytes have been looked at already; it can remember its last ones."""
+    """A stream whose first bytes have been looked at already; it remembers what tells its end."""
 
     name = "stream"
 
     def __init__(self, head: bytes, stream: StreamSource, *, keeps_bytes: int = 0) -> None:
         """Give `head` first, then what the stream brings; remember the last `keeps_bytes` of both."""
-        self.is_wav = head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE"
+        self.is_wav = is_wav(head)
         self._head = head
         self._stream = stream
         self._keeps_bytes = keeps_bytes
         self._tail = bytearray()
+        self._begin = bytearray()
+        self._count = 0
 
     @property
     def failure(self) -> Exception | None:
@@ -228,6 +231,9 @@ class HeadedStream:
             self._head = self._head[len(part) :]
         else:
             part = self._stream.read(size)
+        self._count += len(part)
+        if self.is_wav and len(self._begin) < WAV_HEAD_BYTES:
+            self._begin += part
         if self._keeps_bytes:
             self._tail += part
             del self._tail[: -self._keeps_bytes]
@@ -236,6 +242,11 @@ class HeadedStream:
     def tail(self, size: int) -> bytes:
         """Give the last `size` bytes that were read, or as many as were kept."""
         return bytes(self._tail[-size:])
+
+    @property
+    def breaks_off(self) -> bool:
+        """Whether a WAV has given less than its header promises, once its end has come."""
+        return self.is_wav and self._count < promised_bytes(bytes(self._begin))
 
 
 def open_source(
