@@ -29,6 +29,10 @@ The lock, unlike a process id, says to every container with this folder whether 
 """
 
 
+THERE, TWICE = "were there already", "named twice"
+"""Why a recording is left out, as the summary of a run counts them."""
+
+
 class TakenError(wire.WireError):
     """The place of a transcript is taken; svctl says so itself, and so the protocol has no code for it."""
 
@@ -54,7 +58,8 @@ class Folder:
         self._forms = forms
         self._force = force
         self._skip_existing = skip_existing
-        self._claimed: set[Path] = set()
+        self._claimed: dict[Path, tuple[int, int]] = {}
+        """By whose recording a place is taken in this run."""
         self._kept: set[Path] = set()
         self._tidied: set[Path] = set()
         self._recordings = {_identity(name) for name in recordings}
@@ -68,20 +73,22 @@ class Folder:
         if not os.access(self._path, os.W_OK | os.X_OK):
             raise OutputError(f"This user may not write into the folder {path}.", CANNOT_CREATE)
 
-    def claim(self, source: Source) -> bool:
-        """Keep the places of a recording's transcripts for it; False where all are there and may stay.
+    def claim(self, source: Source) -> str:
+        """Keep the places of a recording's transcripts for it, or say why it is left out: THERE or TWICE.
 
-        Where one cannot be had, the source gets the error.
+        Where a place cannot be had, the source gets the error.
         """
-        self._recordings.add(_identity(source.name))
+        recording = _identity(source.name)
+        self._recordings.add(recording)
         paths = [self._file(source.place, form) for form in self._forms]
-        if any(path in self._claimed for path in paths):
-            path = next(path for path in paths if path in self._claimed)
+        if path := next((path for path in paths if path in self._claimed), None):
+            if recording == self._claimed[path] != _ABSENT:
+                return TWICE
             source.error = TakenError(
                 f"{source.label}: {path} holds the transcript of another recording of this run; "
                 "take another -o for it, or -r on a folder that holds both."
             )
-            return True
+            return ""
         # A folder of that name stays in the way whatever is asked for: writing says so.
         there = {path for path in paths if os.path.lexists(path) and not path.is_dir()}
         sentence = next(filter(None, map(self._of_a_recording, paths)), "")
@@ -89,11 +96,11 @@ class Folder:
             sentence = f"{min(there)} exists; --force replaces it, --skip-existing leaves it."
         if sentence:
             source.error = TakenError(f"{source.label}: {sentence}")
-            return True
-        self._claimed.update(paths)
+            return ""
+        self._claimed.update(dict.fromkeys(paths, recording))
         if self._skip_existing:
             self._kept |= there
-        return not self._skip_existing or len(there) < len(paths)
+        return THERE if self._skip_existing and len(there) == len(paths) else ""
 
     def write(self, place: str, form: str, text: str) -> str:
         """Write one transcript into its place; returns why it cannot be written, else "".

@@ -7,6 +7,7 @@ equal bytes.
 from __future__ import annotations
 
 from svctl.objects import segment_object, words_apart
+from svctl.options import MAX_NUMBER, TAGS
 from svctl.terminal import printable
 
 TYPE_CHECKING = False
@@ -145,8 +146,8 @@ def _of_segments(segments: Iterable[Segment], width: int | None, count: int | No
             continue
         from svctl import subtitles  # noqa: PLC0415 - brings unicodedata's tables
 
-        for cue in subtitles.cues(segment, width, count):
-            yield cue.start, cue.end, speaker(segment) + "\n".join(map(_shown, cue.lines))
+        for cue in subtitles.cues(segment, width, count, speaker(segment)):
+            yield cue.start, cue.end, "\n".join(map(_shown, cue.lines))
 
 
 def tsv(whole: Transcript) -> str:
@@ -218,7 +219,17 @@ class Style:
         max_line_width: int | None = None,
         max_line_count: int | None = None,
     ) -> None:
-        """`tags` and `timestamps` are of `text`, lines of subtitles; `words` go alone, without tags."""
+        """`tags` and `timestamps` are of `text`, lines of subtitles; `words` go alone, without tags.
+
+        Raises ValueError for what is none of options.TAGS, and for lines that cannot be.
+        """
+        if tags not in TAGS:
+            raise ValueError(f"tags are {', '.join(TAGS)}, not {tags!r}")
+        for name, value in (("max_line_width", max_line_width), ("max_line_count", max_line_count)):
+            if value is not None and (type(value) is not int or not 0 < value <= MAX_NUMBER):
+                raise ValueError(f"{name} is a whole number from 1 to {MAX_NUMBER}, not {value!r}")
+        if max_line_count is not None and max_line_width is None:
+            raise ValueError("max_line_count counts the lines that max_line_width makes: give both")
         self.tags = "none" if words else tags
         self.timestamps = words or timestamps
         self.words = words

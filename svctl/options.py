@@ -64,7 +64,14 @@ _FORMAT_HELP = (
 )
 _OUTPUT_HELP = (
     "Write a file for each recording and format into this folder instead of standard output; with -r in the "
-    "same tree as the recordings. No recording of this run is ever replaced."
+    "same tree as the recordings. No recording of this run is ever replaced; one named twice is done once."
+)
+_WIDTH_HELP = (
+    "srt and vtt: columns of a line, the channel's number included; Chinese and Japanese characters take two."
+)
+_GLOB_HELP = (
+    "With -r: take files that match, not those with a known ending; transcripts (.txt, .srt, ...) only where "
+    "the pattern ends so. May be given again."
 )
 _LIST_HELP = (
     "Read file names from this file, one a line (- is standard input). Windows' line ends are taken, too: a "
@@ -126,7 +133,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 "choice",
                 "bracket",
                 TAGS,
-                "How -f text shows language, emotion and event.",
+                "How -f text shows language, emotion and event; other formats have no use for it.",
             ),
             (
                 "timestamps",
@@ -143,7 +150,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 "number",
                 None,
                 (),
-                "srt and vtt: columns of a line; Chinese and Japanese characters take two.",
+                _WIDTH_HELP,
             ),
             (
                 "max_line_count",
@@ -202,7 +209,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 "list",
                 (),
                 (),
-                "With -r: take files that match, not those with a known ending. May be given again.",
+                _GLOB_HELP,
             ),
             (
                 "exclude",

@@ -14,6 +14,8 @@ from svctl.terminal import CANNOT_CREATE, STDOUT, encoded, in_colour, printable,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from svctl.connection import Connection
     from svctl.folder import Folder
     from svctl.options import Values
@@ -92,29 +94,35 @@ class Printer:
             return status
         return 0
 
-    def end(self, skipped: int) -> None:
-        """Close what spans all recordings, the array of -f json, and sum the run up."""
+    def end(self, left_out: Mapping[str, int]) -> None:
+        """Close what spans all recordings, the array of -f json, and sum the run up.
+
+        `left_out` is how many recordings were not transcribed, by why.
+        """
         if self._several and self._format == "json" and self._folder is None:
             self._write_all("]\n" if self._begun else "[]\n")
-        if self._counts and not self._quiet and self._transcribed + self._failures + skipped > 1:
-            self._sum_up(skipped)
+        if (
+            self._counts
+            and not self._quiet
+            and self._transcribed + self._failures + sum(left_out.values()) > 1
+        ):
+            self._sum_up(left_out)
 
-    def broke_off(self, total: int | None, skipped: int) -> None:
+    def broke_off(self, total: int | None, left_out: Mapping[str, int]) -> None:
         """Sum up what a run into a folder has done before it broke off, and say how it goes on."""
         if self._folder is None or not self._counts or self._quiet:
             return
-        if self._transcribed + self._failures + skipped:
-            say(f"{self._tally(skipped, total)}{self._goes_on}.")
+        if self._transcribed + self._failures or left_out:
+            say(f"{self._tally(left_out, total)}{self._goes_on}.")
 
-    def _sum_up(self, skipped: int) -> None:
+    def _sum_up(self, left_out: Mapping[str, int]) -> None:
         audio = f"{self._progress.audio_s:.0f} s of audio in {self._progress.took_s:.1f} s"
-        say(f"{self._tally(skipped)}; {audio}.")
+        say(f"{self._tally(left_out)}; {audio}.")
 
-    def _tally(self, skipped: int, total: int | None = None) -> str:
+    def _tally(self, left_out: Mapping[str, int], total: int | None = None) -> str:
         transcribed = f"{self._transcribed} of {total}" if total else f"{self._transcribed}"
         counts = [f"{transcribed} transcribed", f"{self._failures} failed"]
-        if skipped:
-            counts.append(f"{skipped} were there already")
+        counts += [f"{number} {why}" for why, number in left_out.items()]
         return ", ".join(counts)
 
     def _begin(self) -> formats.Growing:

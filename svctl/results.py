@@ -70,7 +70,11 @@ class Transcript:
     file: str = ""
 
     def render(self, form: str, **style: Any) -> str:
-        """The transcript as `svctl transcribe -f` writes it; `style` as of formats.Style."""
+        """The transcript as `svctl transcribe -f` writes it; `style` as of formats.Style.
+
+        What of the style the format has no use for changes nothing. Raises ValueError for a format or style
+        that there is not.
+        """
         if form not in formats.FORMS:
             raise ValueError(f"{form!r} is not one of {', '.join(formats.FORMS)}")
         done = {"duration": self.duration, "model": self.model, "truncated": self.truncated}

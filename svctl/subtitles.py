@@ -38,20 +38,22 @@ def columns(text: str) -> int:
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def cues(segment: dict[str, Any], width: int, count: int | None) -> list[Cue]:
+def cues(segment: dict[str, Any], width: int, count: int | None, label: str = "") -> list[Cue]:
     """Divide a segment of the transcript into lines of up to `width` columns, `count` of them a cue.
 
     Without `count` the segment stays one cue. Each cue begins with its first word and ends with its last;
-    the segment's own times are the outermost.
+    the segment's own times are the outermost. `label` stands before the first line of each cue, which is
+    longer than `width` only where that leaves no room for a character.
     """
-    lines = list(_lines(_units(segment), width))
+    lines = list(_lines(_units(segment), width, count, columns(label)))
     size = count or len(lines) or 1
     found = []
     for first in range(0, len(lines), size):
         group = lines[first : first + size]
         start = segment["start"] if first == 0 else group[0][0].start
         end = segment["end"] if first + size >= len(lines) else group[-1][-1].end
-        found.append(Cue(start, max(start, end), tuple(_joined(line) for line in group)))
+        texts = [_joined(line) for line in group]
+        found.append(Cue(start, max(start, end), (label + texts[0], *texts[1:])))
     return found
 
 
@@ -76,15 +78,18 @@ def _units(segment: dict[str, Any]) -> list[_Unit]:
     return found
 
 
-def _lines(units: list[_Unit], width: int) -> Iterator[list[_Unit]]:
+def _lines(units: list[_Unit], width: int, count: int | None, indent: int) -> Iterator[list[_Unit]]:
+    """Fill lines; every `count`-th, or the first alone, begins a cue and has `indent` columns less."""
     line: list[_Unit] = []
-    used = 0
+    narrow = max(1, width - indent)
+    room, used, number = narrow, 0, 0
     for unit in units:
-        for part in _cut(unit, width):
+        for part in _cut(unit, narrow):
             needed = columns(part.text) + (part.spaced and bool(line))
-            if line and used + needed > width:
+            if line and used + needed > room:
                 yield line
-                line, used = [], 0
+                line, used, number = [], 0, number + 1
+                room = narrow if count and number % count == 0 else width
                 needed = columns(part.text)
             line.append(part)
             used += needed

@@ -57,6 +57,8 @@ def _of_formats(values: Values) -> str:
         return f"-t goes with -f text; -f {values['format']} has no use for it."
     if values["timestamps"] and values["tags"] == "emoji":
         return "-t puts times before the lines of segments; --tags emoji writes a recording as one line."
+    if values["tags"] != "bracket" and "text" not in forms:
+        return f"--tags goes with -f text; -f {values['format']} has no use for it."
     if values["max_line_count"] and not values["max_line_width"]:
         return "--max-line-count counts the lines that --max-line-width makes; give both."
     if values["max_line_width"] and not {*forms} & {"srt", "vtt"}:
@@ -136,7 +138,7 @@ class Run:
         self._folder = prepare(values, names)
         self._many = options.listed(values) or values["recursive"]
         self._several = self._many or len(names) > 1
-        self._skipped = 0
+        self._left_out: dict[str, int] = {}
         below = None
         if values["recursive"]:
             from svctl import walk  # noqa: PLC0415 - only -r walks
@@ -163,16 +165,16 @@ class Run:
         )
 
     def _wanted(self, source: sources.Source) -> bool:
-        if self._folder is None or self._folder.claim(source):
-            return True
-        self._skipped += 1
-        return False
+        why = self._folder.claim(source) if self._folder is not None else ""
+        if why:
+            self._left_out[why] = self._left_out.get(why, 0) + 1
+        return not why
 
     def _total(self) -> int | None:
         """How many recordings this run transcribes, as far as that is known; only progress asks."""
         self._names.look_ahead(time.monotonic() + _LOOK_AHEAD_S)
         total = self._names.total
-        return None if total is None else total - self._skipped
+        return None if total is None else total - sum(self._left_out.values())
 
     def begin(self, connection: Connection) -> None:
         """Send the first requests, once more where another connection was turned away."""
@@ -203,8 +205,8 @@ class Run:
                 status = status or failed
         except BaseException:
             progress.clear()  # Ctrl-C and a daemon that goes leave a clean line, too
-            printer.broke_off(self._names.total, self._skipped)
+            printer.broke_off(self._names.total, self._left_out)
             raise
         progress.clear()
-        printer.end(self._skipped)
+        printer.end(self._left_out)
         return status

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from svctl.options import EXTENSIONS, FORMATS
 from svctl.sources import Found, not_opened, stem_of
 from svctl.wire import WireError
 
@@ -23,12 +24,16 @@ ENDINGS = frozenset(
 )
 """What is taken for a recording without --glob; of a video its first audio stream is."""
 
+TRANSCRIPTS = frozenset(EXTENSIONS.get(form, form) for form in FORMATS)
+"""What svctl itself writes beside recordings: `--glob '*'` means none of it, `--glob '*.txt'` does."""
+
 
 class Filter:
     """Which files are taken: --glob instead of the known endings, less --exclude.
 
-    A pattern with a slash is for the path below the folder that was named, another one for a name alone. A
-    slash at the end of --exclude means folders only.
+    Transcripts are taken by a pattern that ends as they do, and by no wider one. A pattern with a slash is
+    for the path below the folder that was named, another one for a name alone. A slash at the end of
+    --exclude means folders only.
     """
 
     def __init__(self, globs: Sequence[str], excludes: Sequence[str]) -> None:
@@ -40,9 +45,21 @@ class Filter:
         """Say whether a file is wanted."""
         if self._any(self._excludes, name, below):
             return False
-        if self._globs:
-            return self._any(self._globs, name, below)
-        return name.rpartition(".")[2].lower() in ENDINGS
+        ending = name.rpartition(".")[2].lower()
+        if not self._globs:
+            return ending in ENDINGS
+        globs = self._globs
+        if ending in TRANSCRIPTS:
+            globs = [pattern for pattern in globs if pattern.lower().endswith(f".{ending}")]
+        return self._any(globs, name, below)
+
+    @property
+    def remedy(self) -> str:
+        """What may be done where nothing was taken."""
+        if not (self._globs or self._excludes):
+            return "--glob takes files of other endings"
+        words = [flag for flag, given in (("--glob", self._globs), ("--exclude", self._excludes)) if given]
+        return f"look at the patterns of {' and '.join(words)}"
 
     def enters(self, name: str, below: str) -> bool:
         """Say whether a folder is looked into."""
@@ -76,7 +93,7 @@ def walk(root: str, wanted: Filter) -> Iterator[Found]:
         else:
             entered.append(_entries(*found, wanted))
     if not any_found:
-        sentence = f"{root} holds no recording; --glob takes files of other endings."
+        sentence = f"{root} holds no recording; {wanted.remedy}."
         yield Found(root, "", WireError("not_found", sentence))
 
 

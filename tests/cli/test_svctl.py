@@ -147,6 +147,7 @@ def test_the_first_failure_decides_the_exit_status(svctl, serve, files):
         ["status", "--wait", "99999999999999999999999"],
         ["transcribe", "-t", "-f", "json", "x.wav"],
         ["transcribe", "-t", "--tags", "emoji", "x.wav"],
+        ["transcribe", "--tags", "emoji", "-f", "json", "x.wav"],
         ["transcribe", "-f", "srt", "x.wav", "y.wav"],
         ["transcribe", "-f", "vtt", "x.wav", "y.wav"],
         ["transcribe", "-f", "tsv", "x.wav", "y.wav"],

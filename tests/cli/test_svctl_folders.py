@@ -55,6 +55,12 @@ def test_r_takes_the_recordings_below_in_order(svctl, server, tree):
     ("words", "found"),
     [
         (["--glob", "*.txt"], ["calls/notes.txt"]),
+        (
+            ["--glob", "*", "--exclude", "old", "--exclude", "skip"],
+            ["calls/a.mp3", "calls/a.wav", "calls/b.wav"],
+        ),
+        (["--glob", "n*", "--glob", "b*"], ["calls/b.wav"]),
+        (["--glob", "n*.TXT", "--glob", "notes.*t", "--glob", "*tes.txt"], ["calls/notes.txt"]),
         (["--glob=*.mp3", "--glob=old/*"], ["calls/a.mp3", "calls/old/c.FLAC", "calls/old/deep/d.opus"]),
         (
             ["--exclude", "skip", "--exclude", "old/deep", "--exclude=a.*"],
@@ -278,6 +284,19 @@ def test_two_calls_of_one_name_have_a_remedy(svctl, server, tree):
     assert svctl("transcribe", "-o", "older", "calls/old/b.wav")[0] == 0
     assert svctl("transcribe", "-r", "-o", "all", "calls")[0] == 0
     assert {"b.txt", "old/b.txt"} <= {*listed(tree / "all")}
+
+
+def test_a_recording_that_is_named_twice_is_done_once(svctl, server, tree):
+    """By whatever name or link; the summary counts it, and with --skip-existing it is one that was there."""
+    (tree / "linked").mkdir()
+    (tree / "linked/b.wav").symlink_to(tree / "calls/b.wav")
+    names = ["calls/b.wav", "./calls/b.wav", "linked/b.wav", "top.wav"]
+    status, out, err = svctl("transcribe", "-o", "out", *names)
+    assert (status, out) == (0, "")
+    assert err.startswith("svctl: 2 transcribed, 0 failed, 2 named twice; ")
+    assert [request["label"] for request in server.requests] == ["calls/b.wav", "top.wav"]
+    assert "calls/b.wav" in (tree / "out/b.txt").read_text()
+    assert svctl("transcribe", "-q", "-o", "out", "--skip-existing", *names) == (0, "", "")
 
 
 NUMBERED = tuple(f"{number}.wav" for number in range(5))

@@ -48,6 +48,28 @@ def test_a_transcript_is_typed_and_whole(path, recording):
         transcript.render("doc")
 
 
+@pytest.mark.parametrize(
+    ("style", "sentence"),
+    [
+        ({"tags": "emojis"}, "tags are bracket, .*, not 'emojis'"),
+        ({"max_line_width": 0}, "max_line_width is a whole number from 1 to 10000, not 0"),
+        ({"max_line_width": "42"}, "max_line_width is a whole number .*, not '42'"),
+        ({"max_line_width": 42.5}, "max_line_width is a whole number .*, not 42.5"),
+        ({"max_line_width": 42, "max_line_count": -1}, "max_line_count is a whole number .*, not -1"),
+        ({"max_line_count": 2}, "max_line_count counts the lines that max_line_width makes"),
+    ],
+)
+def test_a_style_that_there_is_not_is_refused(style, sentence):
+    """Whatever the format: what it has no use for changes nothing, and nonsense is told."""
+    whole = svctl.Transcript(
+        segments=(), text="", language="en", duration=1.0, model="m", truncated=False, timings={}
+    )
+    assert whole.render("json", tags="emoji", max_line_width=42) == whole.render("json")
+    for form in ("text", "srt", "json"):
+        with pytest.raises(ValueError, match=sentence):
+            whole.render(form, **style)
+
+
 def test_everything_that_holds_audio_is_taken(path, recording, tmp_path):
     """A path in each form, an open file, a file that was begun, bytes, and what only has `read`."""
     (tmp_path / "-").write_text("dash")

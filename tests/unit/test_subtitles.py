@@ -55,16 +55,25 @@ def test_words_that_are_not_the_texts_do_no_harm():
     assert [cue.lines for cue in cues(odd | {"words": []}, 10, 1)] == [("three four",), ("five",)]
 
 
+def test_who_speaks_takes_room_in_the_first_line_of_each_subtitle_alone():
+    """Lines of nine columns: six of them are left beside `1: `, and all nine below it."""
+    found = cues(segment("one", "two", "three", "four", "five", "six"), 9, 2, "1: ")
+    assert [cue.lines for cue in found] == [("1: one", "two three"), ("1: four", "five six")]
+
+
 @given(
     st.lists(st.text(st.sampled_from("abcdefgh你好。,"), min_size=1, max_size=12), min_size=1, max_size=12),
     st.integers(2, 40),
     st.none() | st.integers(1, 3),
+    st.sampled_from(["", "1: ", "16: "]),
 )
-def test_nothing_is_lost_and_every_line_fits(words, width, count):
-    """Whatever is said, the lines hold all of it, within the width, in order of time."""
+def test_nothing_is_lost_and_every_line_fits(words, width, count, label):
+    """Whatever is said, the lines hold all of it, within the width, in order of time; who speaks counts."""
+    width += columns(label)
     whole = segment(*words)
-    found = cues(whole, width, count)
-    shown = "".join(line for cue in found for line in cue.lines)
+    found = cues(whole, width, count, label)
+    assert all(cue.lines[0].startswith(label) for cue in found)
+    shown = "".join("".join(cue.lines).removeprefix(label) for cue in found)
     assert shown.replace(" ", "") == "".join(words)
     assert all(columns(line) <= width for cue in found for line in cue.lines)
     assert all(cue.start <= cue.end for cue in found)
