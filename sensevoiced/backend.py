@@ -128,6 +128,8 @@ class Backend:
                 "gpu_total_bytes": total,
             },
             "frontend": {
+                "waiting": frontend.waiting,
+                "max_per_user": frontend.max_per_user,
                 "crashed": frontend.crashed,
                 "timeouts": frontend.timeouts,
                 "jail": list(frontend.jail),

@@ -45,6 +45,14 @@ class FrontendSnapshot(Protocol):
         """All of them."""
 
     @property
+    def waiting(self) -> int:
+        """Jobs that wait for a child."""
+
+    @property
+    def max_per_user(self) -> int:
+        """Children that one user may have at a time."""
+
+    @property
     def crashed(self) -> int:
         """Children that have ended in a job."""
 

@@ -30,6 +30,10 @@ class FrontendRun(Protocol):
     def decoded_s(self) -> float:
         """Audio read so far."""
 
+    @property
+    def waits_for(self) -> str:
+        """What it waits for before it can begin, "" for nothing; see serving's Transcript."""
+
     def __aiter__(self) -> AsyncIterator[Utterance]:
         """Utterances in order; the source is not read on while nobody asks. Raises JobError."""
 
@@ -70,6 +74,11 @@ class Transcription:
     def decoded_s(self) -> float:
         """Audio read so far."""
         return self._run.decoded_s
+
+    @property
+    def waits_for(self) -> str:
+        """What keeps it from beginning."""
+        return self._run.waits_for
 
     @property
     def timings(self) -> Timings:

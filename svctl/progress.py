@@ -20,6 +20,11 @@ _CLEAR = "\r\x1b[K"
 """Back to the start of the line, and the line empty (ECMA-48 EL)."""
 _EVERY_S = 0.1
 """Between two looks of the line; nobody reads faster. The daemon itself says nothing of brief recordings."""
+_WAITS = {
+    "process": "waits for a free process of the daemon",
+    "share": "waits for your other recordings to end",
+}
+"""What a recording that has not begun waits for, in words."""
 _SHOWN_NAME = 40
 """Columns of a name; its end, because that tells recordings of one folder apart."""
 
@@ -68,7 +73,8 @@ class Progress:
         shown = printable(name)
         end = _fitting(shown[::-1], _SHOWN_NAME)[::-1]
         shown = shown if end == shown else "…" + end[1:]
-        here = f"{shown}: {event['recognised_s']:.0f}/{event['decoded_s']:.0f} s"
+        far = f"{event['recognised_s']:.0f}/{event['decoded_s']:.0f} s"
+        here = f"{shown}: {_WAITS.get(event.get('waits_for', ''), far)}"
         if total != 1:
             here = f"{_of(self.finished + 1, total)}  {here}"
         self._draw(here, total)
@@ -82,8 +88,9 @@ class Progress:
     def _draw(self, what: str, total: int | None) -> None:
         parts = [what]
         recordings, audio_s = self._under_way()
-        if took_s := self.took_s:
-            parts.append(f"{(self.audio_s + audio_s) / took_s:.0f}x")
+        audio_s += self.audio_s
+        if (took_s := self.took_s) and audio_s:
+            parts.append(f"{audio_s / took_s:.0f}x")
         done = self.finished + recordings
         if total and 1 <= done <= total:
             minutes, seconds = divmod(round(took_s / done * (total - done)), 60)

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _UNKNOWN = "-"
+_LACKS = {"process": "no process free", "share": "user's share in use"}
+"""Why a request waits for the front end, in words."""
 
 
 def table(status: Mapping[str, Any]) -> str:
@@ -23,6 +25,9 @@ def table(status: Mapping[str, Any]) -> str:
     rss = f"{memory.mib('daemon_rss_bytes')} daemon, {memory.mib('children_rss_bytes')} front end"
     backend = f" ({status['backend']})" if status.get("backend") else ""
     lost = f"{frontend.text('crashed')} crashed, {frontend.text('timeouts')} timed out"
+    if frontend.text("waiting") not in (_UNKNOWN, "0"):
+        most = f"a user has {frontend.text('max_per_user')} at most"
+        lost = f"{frontend.text('waiting')} more wanted ({most}), {lost}"
     jail = (status.get("frontend") or {}).get("jail")
     rows = [
         ("daemon", f"{facts.text('server')}, pid {facts.text('pid')}, {facts.text('state')}"),
@@ -63,10 +68,15 @@ def table(status: Mapping[str, Any]) -> str:
 
 def jobs(found: Sequence[Mapping[str, Any]]) -> str:
     """A line for each unfinished request, oldest first; names last, because they may be long."""
+
+    def state(one: _Facts) -> str:
+        waits_for = one.text("waits_for")
+        return one.text("state") + (f", {_LACKS[waits_for]}" if waits_for in _LACKS else "")
+
     rows: list[tuple[str, ...]] = [("JOB", "USER", "STATE", "AGE", "READ", "DONE", "FILE")]
     for one in map(_Facts, found):
         times = (one.duration(name) for name in ("age_s", "decoded_s", "recognised_s"))
-        rows.append((one.text("job"), _user(one), one.text("state"), *times, one.text("label") or _UNKNOWN))
+        rows.append((one.text("job"), _user(one), state(one), *times, one.text("label") or _UNKNOWN))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return "".join(
         "  ".join(

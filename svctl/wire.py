@@ -175,6 +175,7 @@ EVENTS: dict[str, dict[str, tuple[Any, Any, Any]]] = {
         "id": _ID,
         "decoded_s": (_NUMBER, _REQUIRED, None),
         "recognised_s": (_NUMBER, _REQUIRED, None),
+        "waits_for": ((str,), "", None),
     },
     "segment": {
         "id": _ID,

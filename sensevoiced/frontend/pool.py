@@ -131,6 +131,7 @@ class FrontendPool:
                 for child in self._children
             ),
             waiting=len(self._waiting),
+            max_per_user=self._most(),
             started=self._started,
             crashed=self._crashed,
             timeouts=self._timeouts,
@@ -145,6 +146,13 @@ class FrontendPool:
         future = self._waiting.add(owner)
         self._lend()
         return future
+
+    def lack(self, owner: int) -> str:
+        """What keeps an owner's job in the queue: `share` (of those children it may have), or `process`.
+
+        For FrontendRun.
+        """
+        return "share" if self._share(owner) <= 0 else "process"
 
     def withdraw(self, asked: asyncio.Future[Child]) -> None:
         """Leave the queue, or give back the child that came of it, unused. For FrontendRun."""
@@ -193,10 +201,13 @@ class FrontendPool:
 
     def _share(self, owner: int) -> int:
         """How many children more this owner may have now."""
+        return self._most() - sum(child.owner == owner for child in self._children)
+
+    def _most(self) -> int:
+        """How many children any owner may have."""
         config = self.config
         # With few children in all, the last one that is not kept warm is still for somebody else.
-        most = min(config.max_children_per_uid, max(config.children, config.max_children - 1))
-        return most - sum(child.owner == owner for child in self._children)
+        return min(config.max_children_per_uid, max(config.children, config.max_children - 1))
 
     def _lend(self) -> None:
         """Give what is idle to those who wait, one owner after the other; see to more where it is wanted."""

@@ -39,6 +39,9 @@ class Children(Protocol):
     def ask(self, owner: int) -> asyncio.Future[Child]:
         """Queue for a child that can take a job of this owner's."""
 
+    def lack(self, owner: int) -> str:
+        """What keeps this owner's jobs from a child: `share` or `process`."""
+
     def withdraw(self, asked: asyncio.Future[Child]) -> None:
         """Leave the queue, or give back the child that came of it, which has been handed nothing."""
 
@@ -97,6 +100,11 @@ class FrontendRun:
     def __repr__(self) -> str:
         """Name the recording and how far it is."""
         return f"<FrontendRun {self._label!r:.80} {self.decoded_s:.1f} s>"
+
+    @property
+    def waits_for(self) -> str:
+        """What it waits for before it can begin: `share`, `process`, or "" where it waits for neither."""
+        return self._pool.lack(self._owner) if self._asked is not None and not self._asked.done() else ""
 
     def __aiter__(self) -> Self:
         """Give itself: a recording goes through once."""

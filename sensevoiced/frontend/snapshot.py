@@ -25,6 +25,8 @@ class PoolSnapshot:
     children: tuple[ChildSnapshot, ...]
     waiting: int
     """Jobs that wait for a child."""
+    max_per_user: int
+    """Children that one user may have at a time."""
     started: int
     crashed: int
     """Children that ended in a job, by a signal or an error of their own."""

@@ -72,6 +72,7 @@ def _shown(job: Job, entry: _Entry, now_s: float) -> dict[str, Any]:
         "pid": entry.peer.pid,
         "label": job.label[:MAX_JOB_LABEL_CHARS],
         "state": job.state,
+        "waits_for": job.waits_for,
         "age_s": round(now_s - job.began_s, _SECONDS_DIGITS),
         "decoded_s": round(job.decoded_s, _SECONDS_DIGITS),
         "recognised_s": round(job.recognised_s, _SECONDS_DIGITS),

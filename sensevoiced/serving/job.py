@@ -71,6 +71,11 @@ class Job:
         return "waiting" if self.fed else "uploading"
 
     @property
+    def waits_for(self) -> str:
+        """What of the front end it waits for: `process`, `share` (see Transcript), or ""."""
+        return self._transcript.waits_for if self._transcript else ""
+
+    @property
     def decoded_s(self) -> float:
         """Seconds of audio that were read."""
         return self._transcript.decoded_s if self._transcript else 0.0
@@ -127,6 +132,7 @@ class Job:
             "id": self.id,
             "decoded_s": round(transcript.decoded_s, _TIME_DIGITS),
             "recognised_s": round(transcript.recognised_s, _TIME_DIGITS),
+            "waits_for": transcript.waits_for,
         }
 
     async def _open(self, service: Service) -> int:

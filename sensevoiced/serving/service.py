@@ -41,6 +41,13 @@ class Transcript(Protocol):
         """End of the last segment that was yielded."""
 
     @property
+    def waits_for(self) -> str:
+        """What it waits for before it can begin.
+
+        `process`: one of the front end's; `share`: one of those that its user may have. Else "".
+        """
+
+    @property
     def decoded(self) -> Decoded:
         """The frontend's last word; there after the iteration has ended."""
 

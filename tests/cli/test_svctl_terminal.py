@@ -99,6 +99,30 @@ def test_progress_is_a_line_of_a_terminal_and_leaves_it_clean(on_terminal, serve
         assert on_terminal("transcribe", word, "a.wav", which="stderr")[1] == ""
 
 
+@pytest.mark.parametrize(
+    ("waits_for", "said"),
+    [
+        ("share", "waits for your other recordings to end"),
+        ("process", "waits for a free process of the daemon"),
+        ("wings", "0/0 s"),
+    ],
+)
+def test_a_terminal_shows_what_a_recording_waits_for(  # noqa: PLR0917 - a table of two
+    on_terminal, svctl, serve, recordings, waits_for, said
+):
+    """As long as it has not begun; a pipe sees nothing of it."""
+
+    def script(peer, message):
+        far = {"decoded_s": 0.0, "recognised_s": 0.0, "waits_for": waits_for}
+        peer.send({"type": "progress", "id": message["id"], **far})
+        Peer.answer(peer, message)
+
+    serve(script)
+    _, shown, out = on_terminal("transcribe", "a.wav", which="stderr")
+    assert [line.split("  ")[0] for line in shown.split("\r\x1b[K")] == ["", f"a.wav: {said}", ""]
+    assert svctl("transcribe", "a.wav")[1:] == (out, "")
+
+
 @pytest.mark.parametrize("words", [["-r", "."], ["--files-from", "list"], ["-r", "--files-from=list"]])
 def test_what_is_left_is_shown_of_folders_and_lists_too(on_terminal, serve, recordings, tmp_path, words):
     """They are counted while the daemon works; between recordings the line counts those that are done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 
 import pytest
@@ -54,6 +55,19 @@ def test_ps_lists_the_unfinished_requests(svctl, server):
         r"12   root  running  1 min 1 s  -       -       \x1b[2J",
     ]
     assert json.loads(svctl("ps", "--json")[1]) == server.jobs
+
+
+def test_what_waits_for_the_front_end_is_told_with_why(svctl, server):
+    """In `ps` with the request, in `status` with the limit; words of a newer daemon are left out."""
+    waits = ("", "process", "share", "wings")
+    server.jobs = [{**JOB, "job": at, "state": "waiting", "waits_for": word} for at, word in enumerate(waits)]
+    shown = [re.split(" {2,}", line)[2] for line in svctl("ps")[1].splitlines()[1:]]
+    assert shown == ["waiting", "waiting, no process free", "waiting, user's share in use", "waiting"]
+    server.status = {"frontend": {"waiting": 3, "max_per_user": 12, "crashed": 0, "timeouts": 0}}
+    sentence = "0 busy, 3 more wanted (a user has 12 at most), 0 crashed, 0 timed out"
+    assert sentence in svctl("status")[1]
+    server.status["frontend"]["waiting"] = 0
+    assert "0 busy, 0 crashed" in svctl("status")[1]
 
 
 def test_cancel_ends_requests_by_their_number(svctl, serve):

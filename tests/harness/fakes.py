@@ -122,6 +122,7 @@ class FakeRun:
         self._ended = False
         self.decoded = None
         self.decoded_s = 0.0
+        self.waits_for = ""
         self.begun_s = None
 
     def __aiter__(self):
@@ -228,4 +229,6 @@ class FakeFrontend:
         return FakeRun(source_fd, self._control)
 
     def snapshot(self):
-        return SimpleNamespace(children=(), crashed=0, timeouts=0, jail=("walls",))
+        return SimpleNamespace(
+            children=(), waiting=0, max_per_user=12, crashed=0, timeouts=0, jail=("walls",)
+        )

@@ -30,6 +30,7 @@ class Transcript:
     def __init__(self, source_fd, steps):
         self._source_fd, self._steps = source_fd, steps
         self.decoded_s, self.recognised_s = 12.34567, 4.0
+        self.waits_for = "share"
         self.decoded = Decoded(7.0004, truncated=True)
         self.timings = Timings(queued_s=0.25)
         self.closed = 0

@@ -64,4 +64,10 @@ def test_a_batch_is_as_large_as_device_and_threads_make_useful(
     status = asyncio.run(scene())
     assert (status["batches"]["max_frames"], status["batches"]["max_utterances"]) == (frames, 64)
     assert (status["precision"], status["backend"], status["threads"]) == ("int8", "by hand", threads)
-    assert status["frontend"] == {"crashed": 0, "timeouts": 0, "jail": ["walls"]}
+    assert status["frontend"] == {
+        "waiting": 0,
+        "max_per_user": 12,
+        "crashed": 0,
+        "timeouts": 0,
+        "jail": ["walls"],
+    }

@@ -69,7 +69,13 @@ def test_status_reports_what_is_in_force_and_what_was_done(daemon):
     assert after["batches"]["utterances"] == before["batches"]["utterances"] + 3
     assert after["rtf"] == pytest.approx(after["engine_busy_s"] / after["audio_s"], abs=1e-3)
     assert after["connections"] == 1
-    assert after["frontend"] == {"crashed": 0, "timeouts": 0, "jail": ["walls"]}
+    assert after["frontend"] == {
+        "waiting": 0,
+        "max_per_user": 12,
+        "crashed": 0,
+        "timeouts": 0,
+        "jail": ["walls"],
+    }
 
 
 def test_every_fact_of_a_status_stands_in_the_protocol(daemon):

@@ -23,6 +23,7 @@ class Run:
         self.closed = False
         self.decoded = None
         self.decoded_s = 0.0
+        self.waits_for = ""
         self.begun_s = None
 
     def __aiter__(self):

@@ -109,7 +109,9 @@ def test_a_child_is_started_when_none_has_come_free_for_a_while(models, run):
             await until(lambda: not idle(pool))
             async with asyncio.timeout(10):
                 other = pool.utterances(memfd(speech(1.0)), Options(), label="", owner=2)
-                assert len(await drain(other)) == 1
+                waiting = asyncio.create_task(drain(other))
+                await until(lambda: other.waits_for == "process")
+                assert len(await waiting) == 1
             assert pool.snapshot().started == 2
             os.close(writer)
             await asyncio.gather(held, return_exceptions=True)
@@ -125,14 +127,16 @@ def test_a_child_that_dies_makes_room_in_its_owners_share(models, run):
             reader, writer = os.pipe()
             victim = asyncio.create_task(drain(pool.utterances(reader, Options(), label="", owner=1)))
             await until(lambda: not idle(pool))
-            waiting = asyncio.create_task(
-                drain(pool.utterances(memfd(speech(1.0)), Options(), label="", owner=1))
-            )
+            second = pool.utterances(memfd(speech(1.0)), Options(), label="", owner=1)
+            assert not second.waits_for
+            waiting = asyncio.create_task(drain(second))
             await until(lambda: pool.snapshot().waiting == 1)
+            assert (second.waits_for, pool.snapshot().max_per_user) == ("share", 1)
             (busy,) = [child.pid for child in pool.snapshot().children if child.busy]
             os.kill(busy, signal.SIGKILL)
             async with asyncio.timeout(10):
                 assert len(await waiting) == 1
+            assert not second.waits_for
             await asyncio.gather(victim, return_exceptions=True)
             os.close(writer)
 

@@ -76,6 +76,7 @@ def test_progress_is_told_of_long_requests_only():
             "id": 2,
             "decoded_s": 12.346,
             "recognised_s": 4.0,
+            "waits_for": "share",
         }
         running.call(gate.set)
         assert running.client.events(2)[-1]["type"] == "done"
