@@ -181,6 +181,17 @@ def _meant_as_a_name(arguments: list[str]) -> str:
     return f" If the file {name} is meant, write ./{name}" if name else ""
 
 
+def _sentence(error: click.UsageError, arguments: list[str]) -> str:
+    """What click says, with where to look for what there is, unless it or we know better."""
+    text = " ".join(error.format_message().split())
+    if meant := _meant_as_a_name(arguments):
+        return text + meant
+    if "Did you mean" in text or not text.startswith(("No such ", "Got unexpected ")):
+        return text
+    command = error.ctx.command_path if error.ctx is not None else "svctl"
+    return f"{text.rstrip('.')}; see {command} --help."
+
+
 def _run(arguments: list[str]) -> int:
     try:
         result = group().main(arguments, prog_name="svctl", standalone_mode=False)
@@ -188,7 +199,7 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, click.exceptions.NoArgsIsHelpError):
             click.echo(error.format_message())
         else:
-            say(" ".join(error.format_message().split()) + _meant_as_a_name(arguments))
+            say(_sentence(error, arguments))
         return _USAGE
     except click.ClickException as error:
         say(error.format_message())

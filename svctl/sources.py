@@ -211,7 +211,8 @@ class Names:
     def next(self) -> Source | None:
         """The next recording, opened; None when none is left or none is there yet.
 
-        Raises WireError: `not_found` when names cannot be read, `invalid_request` for one too many.
+        Raises WireError: `not_found` when names cannot be read, `invalid_request` for one too many, and for
+        what is no list.
         """
         found = self._ahead.pop(0) if self._ahead else self._find()
         if found is None:
@@ -255,6 +256,11 @@ class Names:
                 raise wire.WireError(
                     "not_found", f"The list of names cannot be read: {error.strerror}."
                 ) from None
+            if self._ended_by == b"\n" and b"\0" in data:
+                sentence = (
+                    "The list of names holds NUL bytes: names that end so need -0, a recording is no list."
+                )
+                raise wire.WireError("invalid_request", sentence)
             *found, self._partial = (self._partial + data).split(self._ended_by)
             if not data:
                 found, self.descriptor = [self._partial], -1  # a last name without its end

@@ -25,9 +25,9 @@ def table(status: Mapping[str, Any]) -> str:
     rss = f"{memory.mib('daemon_rss_bytes')} daemon, {memory.mib('children_rss_bytes')} front end"
     backend = f" ({status['backend']})" if status.get("backend") else ""
     lost = f"{frontend.text('crashed')} crashed, {frontend.text('timeouts')} timed out"
-    if frontend.text("waiting") not in (_UNKNOWN, "0"):
+    if waiting := (status.get("frontend") or {}).get("waiting"):
         most = f"a user has {frontend.text('max_per_user')} at most"
-        lost = f"{frontend.text('waiting')} more wanted ({most}), {lost}"
+        lost = f"{_count(waiting, 'request waits', 'requests wait')} for one ({most}), {lost}"
     jail = (status.get("frontend") or {}).get("jail")
     rows = [
         ("daemon", f"{facts.text('server')}, pid {facts.text('pid')}, {facts.text('state')}"),
@@ -46,11 +46,11 @@ def table(status: Mapping[str, Any]) -> str:
         rows.append(("closed in", f"by {' and '.join(map(str, jail)) or 'nothing but limits'}"))
     if memory.text("gpu_allocated_bytes") != _UNKNOWN:
         rows.append(("gpu memory", f"{memory.mib('gpu_allocated_bytes')} of {memory.mib('gpu_total_bytes')}"))
-    waiting = f"{queue.text('jobs_active')} active jobs, {queue.text('utterances')} utterances, "
+    active = f"{queue.text('jobs_active')} active jobs, {queue.text('utterances')} utterances, "
     most = f"{batches.text('max_frames')} frames of 60 ms, {batches.text('max_utterances')} utterances"
     audio = f"{facts.duration('audio_s')} recognised in {facts.duration('engine_busy_s')}"
     rows += [
-        ("queue", f"{waiting}{queue.duration('audio_s')} of audio"),
+        ("queue", f"{active}{queue.duration('audio_s')} of audio"),
         (
             "jobs",
             ", ".join(f"{jobs.text(name)} {name}" for name in ("done", "failed", "cancelled", "rejected")),

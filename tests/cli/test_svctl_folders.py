@@ -196,6 +196,16 @@ def test_a_list_may_have_the_line_ends_of_windows(svctl, server, tree):
     assert texts(svctl("transcribe", "-0", data=b"odd.wav\r\0top.wav")[1]) == ["odd", "top.wav"]
 
 
+@pytest.mark.parametrize("words", [["--files-from", "odd"], ["--files-from", "-"]])
+def test_what_is_no_list_is_one_mistake(svctl, server, tree, words):
+    """A recording, and names as find -print0 writes them: not a hundred files that are not there."""
+    (tree / "odd").write_bytes(b"top.wav\0calls/b.wav\nfLaC\0\0\n" * 9)
+    sentence = "The list of names holds NUL bytes: names that end so need -0, a recording is no list."
+    with (tree / "odd").open("rb") as odd:
+        assert svctl("transcribe", *words, stdin=odd) == (64, "", f"svctl: {sentence}\n")
+    assert server.requests == []
+
+
 def test_a_list_of_names_may_be_a_pipe(start, server, tree):
     """What bash makes of <(find ...), or a FIFO whose writer comes late; a folder is no list."""
     os.mkfifo(tree / "names")
@@ -261,9 +271,10 @@ def test_words_that_do_not_fit_are_told_before_anything_is_asked(svctl, server, 
 
 @pytest.mark.parametrize("word", ["-dash.wav", "-f.wav", "-o.wav", "--glob.wav"])
 def test_a_file_named_as_an_option_is_told_how_to_be_written(svctl, server, tree, word):
-    """Whatever mistake the word is as an option; where no such file is, nothing is added."""
+    """Whatever mistake the word is as an option; where no such file is, help is all there is to point at."""
     status, out, mistake = svctl("transcribe", word)
     assert (status, out) == (64, "")
+    mistake = mistake.replace("; see svctl transcribe --help.", ".")
     (tree / word).write_text("found")
     assert svctl("transcribe", word) == (
         64,

@@ -64,7 +64,7 @@ def test_what_waits_for_the_front_end_is_told_with_why(svctl, server):
     shown = [re.split(" {2,}", line)[2] for line in svctl("ps")[1].splitlines()[1:]]
     assert shown == ["waiting", "waiting, no process free", "waiting, user's share in use", "waiting"]
     server.status = {"frontend": {"waiting": 3, "max_per_user": 12, "crashed": 0, "timeouts": 0}}
-    sentence = "0 busy, 3 more wanted (a user has 12 at most), 0 crashed, 0 timed out"
+    sentence = "0 busy, 3 requests wait for one (a user has 12 at most), 0 crashed, 0 timed out"
     assert sentence in svctl("status")[1]
     server.status["frontend"]["waiting"] = 0
     assert "0 busy, 0 crashed" in svctl("status")[1]
