@@ -235,6 +235,7 @@ class Pipeline:
             return
         if event["type"] == "error" and event["code"] == "busy" and self._may_wait(job):
             job.retry_at = time.monotonic() + pause_s(event["retry_after_ms"])
+            _note(job, {"type": "progress", "decoded_s": 0.0, "recognised_s": 0.0, "waits_for": wire.ROOM})
             return
         if event["type"] in ("done", "error"):
             if event["type"] == "done":
@@ -248,9 +249,7 @@ class Pipeline:
                 job.audio_s = max(0.0, event["recognised_s"] - begins_s)
                 # decoding is soon at the end
                 job.share = job.audio_s / max(event["decoded_s"] - begins_s, job.audio_s, 1.0)
-            if event["type"] == "progress" and job.events and job.events[-1]["type"] == "progress":
-                job.events.pop()  # only the latest is of interest while others are printed
-            job.events.append(event)
+            _note(job, event)
 
     def _may_wait(self, job: _Job) -> bool:
         # while the daemon works on others of ours it is not stuck: patience counts from the last that ended
@@ -262,6 +261,12 @@ class Pipeline:
         if any(other is not job and not other.finished and other.retry_at is None for other in self._jobs):
             return True
         return now - max(job.refused_since, self._last_done_s) < self._patience_s
+
+
+def _note(job: _Job, event: Message) -> None:
+    if event["type"] == "progress" and job.events and job.events[-1]["type"] == "progress":
+        job.events.pop()  # only the latest is of interest while others are printed
+    job.events.append(event)
 
 
 def _close(job: _Job) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 
 from svctl.terminal import STDERR, columns_of, printable, write_stderr
+from svctl.wire import ROOM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ _CLEAR = "\r\x1b[K"
 _EVERY_S = 0.1
 """Between two looks of the line; nobody reads faster. The daemon itself says nothing of brief recordings."""
 _WAITS = {
+    "model": "waits for the model to load",
     "process": "waits for a free process of the daemon",
     "share": "waits for your other recordings to end",
+    ROOM: "waits for room in the daemon's queue",
 }
 """What a recording that has not begun waits for, in words."""
 _SHOWN_NAME = 40

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _UNKNOWN = "-"
-_LACKS = {"process": "no process free", "share": "user's share in use"}
-"""Why a request waits for the front end, in words."""
+_LACKS = {"model": "model being loaded", "process": "no process free", "share": "user's share in use"}
+"""Why a request does not begin, in words."""
 
 
 def table(status: Mapping[str, Any]) -> str:

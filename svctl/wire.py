@@ -50,6 +50,8 @@ MAX_CLIENT_CHARS = 256
 LANGUAGES = ("auto", "zh", "en", "yue", "ja", "ko")
 """What a request may ask for; `auto` lets the model decide. An unknown language is refused."""
 SOURCES = ("fd", "path", "stream")
+ROOM = "room"
+"""What `waits_for` of `progress` is for a request that svctl will send again; no daemon says so itself."""
 
 ERRORS: dict[str, tuple[bool, int, str]] = {
     # code: (worth trying again unchanged, exit status of svctl after sysexits.h, meaning)

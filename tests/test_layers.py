@@ -129,8 +129,8 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
 SVCTL_FLOORS: tuple[tuple[str, ...], ...] = (
     ("svctl", "svctl.brief", "svctl.terminal", "svctl.emoji", "svctl.subtitles"),
     ("svctl.wire",),
-    ("svctl.framing", "svctl.objects"),
-    ("svctl.options", "svctl.connection", "svctl.formats", "svctl.status", "svctl.sources", "svctl.progress"),
+    ("svctl.framing", "svctl.objects", "svctl.options"),
+    ("svctl.connection", "svctl.formats", "svctl.status", "svctl.sources", "svctl.progress"),
     ("svctl.folder", "svctl.walk"),
     ("svctl.recording", "svctl.results"),
     ("svctl.connect", "svctl.pipeline", "svctl.printer"),

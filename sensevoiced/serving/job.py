@@ -55,6 +55,7 @@ class Job:
         self._ticket = ticket
         self._limits = limits
         self._transcript: Transcript | None = None
+        self._waits_for = ""
         # Last: a pipe is lost where what comes after it fails.
         self.upload = Upload(limits.max_upload_buffer_bytes) if message["source"] == "stream" else None
 
@@ -72,8 +73,8 @@ class Job:
 
     @property
     def waits_for(self) -> str:
-        """What of the front end it waits for: `process`, `share` (see Transcript), or ""."""
-        return self._transcript.waits_for if self._transcript else ""
+        """What it waits for before it can begin: `model`, what a Transcript waits for, or ""."""
+        return self._transcript.waits_for if self._transcript else self._waits_for
 
     @property
     def decoded_s(self) -> float:
@@ -122,17 +123,17 @@ class Job:
         }
 
     def progress(self) -> Message | None:
-        """The `progress` message, once there is progress to tell of; charges the queue for what is left."""
-        transcript = self._transcript
-        if transcript is None:
+        """The `progress` message, once there is something to tell of; charges the queue for what is left."""
+        if self._transcript is not None:
+            self._ticket.progress(self.decoded_s, self.recognised_s)
+        elif not self._waits_for:
             return None
-        self._ticket.progress(transcript.decoded_s, transcript.recognised_s)
         return {
             "type": "progress",
             "id": self.id,
-            "decoded_s": round(transcript.decoded_s, _TIME_DIGITS),
-            "recognised_s": round(transcript.recognised_s, _TIME_DIGITS),
-            "waits_for": transcript.waits_for,
+            "decoded_s": round(self.decoded_s, _TIME_DIGITS),
+            "recognised_s": round(self.recognised_s, _TIME_DIGITS),
+            "waits_for": self.waits_for,
         }
 
     async def _open(self, service: Service) -> int:
@@ -144,7 +145,7 @@ class Job:
         if self.upload is not None:
             # More than this never waits for us: the client is held back.
             self._ticket.charge_bytes(self._limits.max_upload_buffer_bytes)
-            await service.ready()
+            await self._wait_for_model(service)
             return self.upload.take_source()
         if self._path is not None:
             path = self._path
@@ -160,8 +161,13 @@ class Job:
                 raise
         self._fd = fd
         self._ticket.charge_bytes(size)
-        await service.ready()
+        await self._wait_for_model(service)
         return self._take_fd()
+
+    async def _wait_for_model(self, service: Service) -> None:
+        self._waits_for = "model"
+        await service.ready()
+        self._waits_for = ""
 
     def _take_fd(self) -> int:
         if self._fd is None:

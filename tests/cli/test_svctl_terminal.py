@@ -104,6 +104,7 @@ def test_progress_is_a_line_of_a_terminal_and_leaves_it_clean(on_terminal, serve
     [
         ("share", "waits for your other recordings to end"),
         ("process", "waits for a free process of the daemon"),
+        ("model", "waits for the model to load"),
         ("wings", "0/0 s"),
     ],
 )
@@ -121,6 +122,22 @@ def test_a_terminal_shows_what_a_recording_waits_for(  # noqa: PLR0917 - a table
     _, shown, out = on_terminal("transcribe", "a.wav", which="stderr")
     assert [line.split("  ")[0] for line in shown.split("\r\x1b[K")] == ["", f"a.wav: {said}", ""]
     assert svctl("transcribe", "a.wav")[1:] == (out, "")
+
+
+def test_a_terminal_shows_that_the_daemon_is_full(on_terminal, serve, recordings):
+    """A recording that was refused is sent again; until it is taken the line says why nothing happens."""
+    refusals = [{"code": "busy", "message": "The queue is full.", "retryable": True, "retry_after_ms": 100}]
+
+    def script(peer, message):
+        if refusals:
+            peer.send({"type": "error", "id": message["id"], **refusals.pop()})
+        else:
+            Peer.answer(peer, message)
+
+    serve(script)
+    status, shown, out = on_terminal("transcribe", "a.wav", which="stderr")
+    assert (status, "hello" in out) == (0, True)
+    assert shown == "\r\x1b[Ka.wav: waits for room in the daemon's queue\r\x1b[K"
 
 
 @pytest.mark.parametrize("words", [["-r", "."], ["--files-from", "list"], ["-r", "--files-from=list"]])

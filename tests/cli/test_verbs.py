@@ -59,10 +59,16 @@ def test_ps_lists_the_unfinished_requests(svctl, server):
 
 def test_what_waits_for_the_front_end_is_told_with_why(svctl, server):
     """In `ps` with the request, in `status` with the limit; words of a newer daemon are left out."""
-    waits = ("", "process", "share", "wings")
+    waits = ("", "process", "share", "model", "wings")
     server.jobs = [{**JOB, "job": at, "state": "waiting", "waits_for": word} for at, word in enumerate(waits)]
     shown = [re.split(" {2,}", line)[2] for line in svctl("ps")[1].splitlines()[1:]]
-    assert shown == ["waiting", "waiting, no process free", "waiting, user's share in use", "waiting"]
+    assert shown == [
+        "waiting",
+        "waiting, no process free",
+        "waiting, user's share in use",
+        "waiting, model being loaded",
+        "waiting",
+    ]
     server.status = {"frontend": {"waiting": 3, "max_per_user": 12, "crashed": 0, "timeouts": 0}}
     sentence = "0 busy, 3 requests wait for one (a user has 12 at most), 0 crashed, 0 timed out"
     assert sentence in svctl("status")[1]

@@ -82,6 +82,23 @@ def test_progress_is_told_of_long_requests_only():
         assert running.client.events(2)[-1]["type"] == "done"
 
 
+def test_a_request_that_waits_for_the_model_says_so():
+    """Nothing is read yet, and the client hears why."""
+    loaded = asyncio.Event()
+
+    class Loading(Service):
+        async def ready(self):
+            await loaded.wait()
+
+    with Running(Loading([SEGMENT])) as running:
+        running.client.transcribe(1, memfd(b"x"))
+        told = running.client.receive()
+        waiting = {"type": "progress", "id": 1, "decoded_s": 0.0, "recognised_s": 0.0, "waits_for": "model"}
+        assert told == waiting
+        running.call(loaded.set)
+        assert running.client.events(1)[-1]["type"] == "done"
+
+
 @pytest.mark.parametrize("code", ["bad_input", "too_long", "timeout", "internal"])
 def test_a_parts_error_is_the_requests_terminal_event(code):
     """What was recognised before it is delivered, and the code and the sentence arrive."""
