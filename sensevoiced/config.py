@@ -144,7 +144,8 @@ class ServingConfig:
     frame_timeout_s: float = 10.0
     """From a frame's first byte to its last; longer is a client that drips bytes."""
     idle_timeout_s: float = 300.0
-    """A connection without a job and without a frame is closed."""
+    """A connection without a job and without a frame is closed; a stream that pauses is no job: a client that
+    stops keeps no place. svctl says something every 5 s while it waits for others: not below 10."""
     max_write_buffer_bytes: int = 4 * 2**20
     """Answers kept for one client that does not read: some 400 segments of 30 s. Above half of it `progress`
     is left out; when it is full the request waits."""

@@ -33,6 +33,9 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
 """Bounds of one pause before asking again: neither a busy loop nor a sleep past a free slot."""
 _CANCEL_FLUSH_S = 1.0
 """How long Ctrl-C may take to tell the daemon; closing the connection says the same."""
+KEEP_ALIVE_S = 5.0
+"""Between two signs of life while we wait for somebody else: a pager, a microphone, a list of names. Well
+below any idle time that a daemon may sensibly be given, as it does not say which (300 s as it is shipped)."""
 
 
 def pause_s(retry_after_ms: int | None) -> float:
@@ -67,6 +70,8 @@ class Connection:
         self.closing = False
         """The daemon has said that it will end the connection: more requests would be refused."""
         self._cannot_send = False
+        self._sent_s = 0.0
+        """When something was last sent, on the monotonic clock."""
 
     def hello(self) -> None:
         """Say which version this side speaks; requests may follow at once."""
@@ -119,6 +124,7 @@ class Connection:
         """
         if self._cannot_send:
             return
+        self._sent_s = time.monotonic()
         self._outgoing.append((memoryview(framing.encode(message)), descriptor))
         self._flush()
         if descriptor >= 0 and self._outgoing and self._outgoing[-1][1] == descriptor:
@@ -184,10 +190,11 @@ class Connection:
         return self._incoming.pop(0) if self._incoming else None
 
     def wait(self, timeout_s: float | None = None, *, readable: int = -1) -> bool:
-        """Move bytes both ways until something happened or the time is over.
+        """Move bytes both ways until something happened or the time is over, or a little earlier.
 
-        True says that the other descriptor `readable` is; otherwise there may be events to take. Raises
-        WireError `unavailable` when the connection is over and every event that came before has been taken.
+        True says that the other descriptor `readable` is; otherwise there may be events to take. While it
+        waits for another it keeps the connection alive. Raises WireError `unavailable` when the connection is
+        over and every event that came before has been taken.
         """
         if self._incoming:
             return False
@@ -224,7 +231,10 @@ class Connection:
         self._flush()
 
     def wait_writable(self, descriptor: int) -> None:
-        """Take events in until the descriptor can be written: the daemon drops clients that do not read."""
+        """Take events in until the descriptor can be written: the daemon drops clients that do not read.
+
+        It keeps the connection alive, too, however long that takes.
+        """
         while not self._move(None, writable=descriptor):
             pass
 
@@ -234,6 +244,8 @@ class Connection:
             return False
         import select  # noqa: PLC0415 - see the first lines
 
+        if readable >= 0 or writable >= 0:
+            timeout_s = self._kept_alive(timeout_s)
         poll = select.poll()
         if not self._ended:
             poll.register(self._socket.fileno(), select.POLLIN | (select.POLLOUT if self._outgoing else 0))
@@ -252,6 +264,15 @@ class Connection:
             if mask & select.POLLOUT:
                 self._flush()
         return other
+
+    def _kept_alive(self, timeout_s: float | None) -> float:
+        """Give a sign of life if one is due, and how long to wait at most until the next one is."""
+        left_s = self._sent_s + KEEP_ALIVE_S - time.monotonic()
+        if left_s <= 0 and not self._outgoing:  # what the daemon has not read yet is one in itself
+            self.request("ping")
+        if left_s <= 0:
+            left_s = KEEP_ALIVE_S
+        return left_s if timeout_s is None else min(left_s, timeout_s)
 
     def _receive(self, timeout_s: float | None = 0.0) -> None:
         """Take in what is there, waiting for its beginning."""

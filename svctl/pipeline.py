@@ -25,8 +25,6 @@ AUDIO_BYTES = 64 * 2**10
 """One read of a pipe: a pipe's default capacity."""
 MAX_BACKLOG_BYTES = 256 * 2**10
 """The pipe is not read while so much waits for the daemon, so that back-pressure reaches its writer."""
-_KEEP_ALIVE_S = 60.0
-"""A slow list of names must not look like an idle client: five times within the daemon's limit of 300 s."""
 _MAX_REPLAY_BYTES = 2**20
 """Streamed bytes kept until the daemon's first word, so that a refused stream can be sent again."""
 
@@ -119,10 +117,7 @@ class Pipeline:
                 if not self._jobs:
                     if names.descriptor < 0:
                         return
-                    began_s = time.monotonic()
-                    self._connection.wait(_KEEP_ALIVE_S, readable=names.descriptor)
-                    if time.monotonic() - began_s >= _KEEP_ALIVE_S:
-                        self._connection.request("ping")
+                    self._connection.wait(readable=names.descriptor)
                     self._take_events()
                     continue
                 head = self._jobs[0]

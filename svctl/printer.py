@@ -10,7 +10,7 @@ from svctl.connection import error_of
 from svctl.objects import failure, transcript
 from svctl.options import SINGLE_FORMATS
 from svctl.options import formats as formats_of
-from svctl.terminal import CANNOT_CREATE, STDOUT, encoded, in_colour, printable, say, write_stdout
+from svctl.terminal import CANNOT_CREATE, STDERR, STDOUT, encoded, in_colour, printable, say, write_stdout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,9 +136,10 @@ class Printer:
 
     def _done(self, source: Source, event: Message) -> int:
         if event["truncated"] and not self._quiet:
-            say(f"{source.label}: the recording is damaged or broke off; this is what could be read of it.")
+            damaged = "the recording is damaged or broke off; this is what could be read of it."
+            self._say(f"{source.label}: {damaged}")
         if not event["segments"] and not self._quiet:
-            say(f"{source.label}: no speech was found.")
+            self._say(f"{source.label}: no speech was found.")
         if self._grows:
             self._write(self._growing.end(), source)
             return 0
@@ -149,13 +150,13 @@ class Printer:
         status = 0
         for form in self._forms:
             if problem := self._folder.write(source.place, form, formats.rendered(form, whole, self._style)):
-                say(f"{source.label}: {problem}")
+                self._say(f"{source.label}: {problem}")
                 status = CANNOT_CREATE
         return status
 
     def _failed(self, source: Source, event: Message) -> int:
         error = source.error or error_of(event)
-        say(error.message if source.error is not None else f"{source.label}: {error.message}")
+        self._say(error.message if source.error is not None else f"{source.label}: {error.message}")
         if self._format in ("json", "jsonl") and self._folder is None:
             self._write(
                 formats.rendered(self._format, failure(source.label, error.code, error.message), self._style),
@@ -178,7 +179,14 @@ class Printer:
     def _write_all(self, text: str) -> None:
         data = encoded(text)
         for start in range(0, len(data), _PIPE_BYTES):
-            # the daemon drops a client that does not read: take events in while a pager holds us back
-            if self._connection.unfinished:
-                self._connection.wait_writable(STDOUT)
+            self._wait_for(STDOUT)
             write_stdout(data[start : start + _PIPE_BYTES])
+
+    def _say(self, sentence: str) -> None:
+        self._wait_for(STDERR)
+        say(sentence)
+
+    def _wait_for(self, descriptor: int) -> None:
+        """Wait for room where a pager may hold us back for hours, as long as more is wanted of the daemon."""
+        if self._several or self._connection.unfinished:
+            self._connection.wait_writable(descriptor)

@@ -118,7 +118,10 @@ class Inbox:
                 late = f"A message was not complete within {limits.frame_timeout_s:g} s."
             else:
                 deadline_s = self._idle_since_s + limits.idle_timeout_s
-                late = f"Nothing was asked for {limits.idle_timeout_s:g} s."
+                late = (
+                    f"Nothing was asked for {limits.idle_timeout_s:g} s: connect again; a ping now and then "
+                    f"keeps a connection."
+                )
             try:
                 async with asyncio.timeout_at(deadline_s):
                     return await self._stream.receive()

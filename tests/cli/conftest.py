@@ -49,9 +49,9 @@ def start(tmp_path, environment):
     """Start svctl with pipes; the test ends it."""
     started = []
 
-    def run(*words, env=None, **settings):
+    def run(*words, env=None, program=("-m", "svctl"), **settings):
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | settings
-        command = [sys.executable, "-m", "svctl", *map(os.fspath, words)]
+        command = [sys.executable, *program, *map(os.fspath, words)]
         process = subprocess.Popen(command, cwd=tmp_path, env=environment | (env or {}), **pipes)
         started.append(process)
         return process
