@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from svctl import wire
+from svctl import connection, wire
 from svctl.connection import error_of, overdue, pause_s
 from svctl.library import Wishes, fields_of
 from svctl.link import linked, readable
@@ -27,7 +28,7 @@ from svctl.recording import source_of
 from svctl.results import segment_of, transcript_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
     from types import TracebackType
 
     from svctl.link import Arriving, Link
@@ -43,7 +44,9 @@ _IN_FLIGHT = 32
 class AsyncClient:
     """One connection to the daemon, for one event loop; use it in an `async with` block.
 
-    Any number of requests may be made at once; those that the daemon would refuse wait for their turn.
+    Any number of requests may be made at once; those that the daemon would refuse wait for their turn, of
+    which there are 32. A turn lasts as long as the daemon has work with it, whatever a loop over segments
+    does meanwhile; that of a stream lasts until its end, so that many live ones need more than one client.
     Cancelling a task cancels its request. A connection that the daemon has ended is made anew, and errors are
     raised, as by svctl.Client.
     """
@@ -85,6 +88,8 @@ class AsyncClient:
     @property
     def server(self) -> str:
         """Which daemon answers, such as `sensevoiced/0.1.0`."""
+        if not self._links:
+            self._require_open()
         return self._links[-1].connection.server
 
     async def transcribe(
@@ -97,15 +102,13 @@ class AsyncClient:
         **wishes: Unpack[Wishes],
     ) -> Transcript:
         """Transcribe one recording; arguments as of Client.transcribe, `timeout_s` counts from its turn."""
-        fields = fields_of(**wishes)
-        async with self._turn():
-            source = source_of(audio, rate, label)
-            async with contextlib.aclosing(self._events(source, fields, timeout_s)) as arriving:
-                events = [event async for event in arriving]
+        events: list[Message] = []
+        opened = partial(source_of, audio, rate, label)
+        named = await self._transcribed(events.append, opened, fields_of(**wishes), timeout_s)
         *segments, done = (event for event in events if event["type"] in ("segment", "done"))
-        return transcript_of(source.label, segments, done)
+        return transcript_of(named, segments, done)
 
-    async def segments(
+    def segments(
         self,
         audio: Audio,
         *,
@@ -116,15 +119,27 @@ class AsyncClient:
     ) -> AsyncGenerator[Segment, None]:
         """Give the segments of one recording as they are recognised; arguments as of `transcribe`.
 
+        They wait for the loop, and not the daemon, where its body takes its time.
         Close it (contextlib.aclosing) where the loop may be left early: that cancels what is left.
         """
-        fields = fields_of(**wishes)
-        async with self._turn():
-            source = source_of(audio, rate, label)
-            async with contextlib.aclosing(self._events(source, fields, timeout_s)) as arriving:
-                async for event in arriving:
-                    if event["type"] == "segment":
-                        yield segment_of(event)
+        return self._segments(partial(source_of, audio, rate, label), fields_of(**wishes), timeout_s)
+
+    async def _segments(
+        self, opened: Callable[[], Source], fields: dict[str, Any], timeout_s: float | None
+    ) -> AsyncGenerator[Segment, None]:
+        arriving: asyncio.Queue[Message | None] = asyncio.Queue()
+        # A task of its own has the turn, for as long as the daemon has work with it: the caller, who has
+        # all the time that it likes for each segment, may itself wait for another turn meanwhile.
+        asking = asyncio.create_task(self._transcribed(arriving.put_nowait, opened, fields, timeout_s))
+        asking.add_done_callback(lambda _: arriving.put_nowait(None))
+        try:
+            while (event := await arriving.get()) is not None:
+                if event["type"] == "segment":
+                    yield segment_of(event)
+            await asking
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     async def status(self) -> dict[str, Any]:
         """What the daemon runs, holds and has done: `status` of PROTOCOL.md."""
@@ -139,12 +154,6 @@ class AsyncClient:
         """Let the daemon read its settings again; what came of it, in a sentence."""
         message: str = (await self._call("reload"))["message"]
         return message
-
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        self._require_open()
-        async with self._slots:
-            yield
 
     def _require_open(self) -> None:
         if self._closed is not None:
@@ -177,49 +186,58 @@ class AsyncClient:
                     raise error
                 await asyncio.sleep(pause_s(error.retry_after_ms))
 
-    async def _events(
-        self, source: Source, fields: dict[str, Any], timeout_s: float | None
-    ) -> AsyncGenerator[Message, None]:
-        """The events of one transcription; raises WireError for an error, or `timeout`."""
-        ends_s = _ends_s(timeout_s)
-        try:
-            async with contextlib.aclosing(self._tries(source, fields)) as arriving:
-                while True:
-                    # around each step alone: in between, the timeout would cancel what the caller does
-                    async with _until(ends_s):
-                        event = await anext(arriving, None)
-                    if event is None:
-                        return
-                    yield event
-        finally:
-            os.close(source.descriptor)
+    async def _transcribed(
+        self,
+        give: Callable[[Message], object],
+        opened: Callable[[], Source],
+        fields: dict[str, Any],
+        timeout_s: float | None,
+    ) -> str:
+        """Wait for a turn and have one recording transcribed; its events go to `give`, its label is returned.
 
-    async def _tries(self, source: Source, fields: dict[str, Any]) -> AsyncGenerator[Message, None]:
+        Raises WireError for an error, or `timeout`, and as source_of does.
+        """
+        self._require_open()
+        async with self._slots:
+            source = opened()
+            try:
+                async with _until(_ends_s(timeout_s)):
+                    await self._tries(give, source, fields)
+            finally:
+                os.close(source.descriptor)
+        return source.label
+
+    async def _tries(self, give: Callable[[Message], object], source: Source, fields: dict[str, Any]) -> None:
         """Ask, and ask again while the daemon is full."""
-        began_s = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+
+        def hear(event: Message) -> None:
+            self._heard_s = loop.time()
+            give(event)
+
         while True:
             link = await self._ready()
             for name in fields:
                 link.connection.needs(name)
-            event: Message | None = None
-            async with contextlib.aclosing(_one_try(link, source, fields)) as arriving:
-                async for event in arriving:
-                    if event["type"] != "error":
-                        self._heard_s = asyncio.get_running_loop().time()
-                        yield event
-            if event is None or event["type"] != "error":
-                return
-            error = error_of(event)
-            # a stream's bytes have gone: it cannot be sent again
-            again = error.code == "busy" and not source.streamed
-            # while the daemon works on others of ours it is not stuck: patience counts from the last it said
-            since_s = max(began_s, self._heard_s)
-            if not again or asyncio.get_running_loop().time() - since_s > self._patience_s:
-                raise error
-            await asyncio.sleep(pause_s(error.retry_after_ms))
+            try:
+                return await _one_try(hear, link, source, fields)
+            except wire.WireError as error:
+                # a stream's bytes have gone: it cannot be sent again
+                again = error.code == "busy" and error.request is not None and not source.streamed
+                # while the daemon works on others of ours it is not stuck: patience counts from the last
+                # it said
+                since_s = max(began_s, self._heard_s)
+                if not again or loop.time() - since_s > self._patience_s:
+                    raise
+                wait_s = pause_s(error.retry_after_ms)
+            await asyncio.sleep(wait_s)
 
 
-async def _one_try(link: Link, source: Source, fields: dict[str, Any]) -> AsyncGenerator[Message, None]:
+async def _one_try(
+    give: Callable[[Message], object], link: Link, source: Source, fields: dict[str, Any]
+) -> None:
+    """Ask once; raises WireError for an error."""
     kind, descriptor = ("stream", -1) if source.streamed else ("fd", source.descriptor)
     with link.request("transcribe", descriptor, source=kind, label=source.label, **fields) as (
         request,
@@ -233,7 +251,9 @@ async def _one_try(link: Link, source: Source, fields: dict[str, Any]) -> AsyncG
             while not finished:
                 event = await link.next(arriving)
                 finished = event["type"] in ("done", "error")
-                yield event
+                if event["type"] == "error":
+                    raise error_of(event)
+                give(event)
         finally:
             if not finished:
                 link.send({"type": "cancel", "id": request})
@@ -247,15 +267,20 @@ async def _upload(link: Link, request: int, source: Source, arriving: Arriving) 
     while True:
         await link.room()
         try:
-            await readable(source.descriptor)
-            data = os.read(source.descriptor, AUDIO_BYTES)
-        except BlockingIOError:
-            continue  # somebody else has read it
-        except OSError as error:
-            sentence = f"{source.label} cannot be read: {error.strerror}."
+            async with asyncio.timeout(connection.KEEP_ALIVE_S):
+                await readable(source.descriptor)
+        except TimeoutError:
+            link.keep_alive()
+            continue
+        try:
+            data = source.read(AUDIO_BYTES)
+        except wire.WireError as error:
             link.send({"type": "cancel", "id": request})
-            arriving.put_nowait(wire.WireError("not_found", sentence, request=request).to_message())
+            error.request = request
+            arriving.put_nowait(error.to_message())
             return
+        if data is None:
+            continue
         if not data:
             link.send({"type": "end", "id": request})
             return

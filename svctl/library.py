@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from svctl import wire
@@ -21,7 +23,7 @@ from svctl.recording import source_of
 from svctl.results import segment_of, transcript_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from types import TracebackType
 
     from svctl.connection import Connection
@@ -65,6 +67,8 @@ class Client:
         self._process = os.getpid()
         self._closed = False
         self._server = ""
+        self._heard_s = 0.0
+        """When the daemon last said something of a recording, on the monotonic clock."""
         self._resting: list[Connection] = []
         self._busy: set[Connection] = set()
         self._give_back(self._connected())
@@ -124,9 +128,13 @@ class Client:
 
         Leaving the loop early cancels what is left.
         """
-        fields = fields_of(**wishes)
-        source = source_of(audio, rate, label)
-        for event in self._events(source, fields, timeout_s):
+        # checked here: a generator's own first lines run only when somebody asks for what it gives
+        return self._segments(partial(source_of, audio, rate, label), fields_of(**wishes), timeout_s)
+
+    def _segments(
+        self, opened: Callable[[], Source], fields: dict[str, Any], timeout_s: float | None
+    ) -> Iterator[Segment]:
+        for event in self._events(opened(), fields, timeout_s):
             if event["type"] == "segment":
                 yield segment_of(event)
 
@@ -159,9 +167,17 @@ class Client:
     def _events(
         self, source: Source, fields: dict[str, Any], timeout_s: float | None
     ) -> Generator[Message, None, None]:
-        one = Pipeline(_One(source), fields, patience_s=self._patience_s, timeout_s=timeout_s)
+        ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+        # threads share us: while the daemon works on others of ours it is not stuck
+        one = Pipeline(
+            _One(source),
+            fields,
+            patience_s=self._patience_s,
+            ends_s=ends_s,
+            heard_s=lambda: self._heard_s,
+        )
         try:
-            with self._taken() as connection:
+            with self._taken(ends_s) as connection:
                 for name in fields:
                     connection.needs(name)
                 one.begin(connection)
@@ -171,6 +187,7 @@ class Client:
                         finished = event["type"] in ("done", "error")
                         if event["type"] == "error":
                             raise error_of(event)
+                        self._heard_s = time.monotonic()
                         yield event
                 finally:
                     if not finished:
@@ -181,9 +198,9 @@ class Client:
                 source.descriptor = -1
 
     @contextlib.contextmanager
-    def _taken(self) -> Iterator[Connection]:
-        """A connection for one request, that nobody else uses meanwhile."""
-        connection = self._rested() or self._connected()
+    def _taken(self, ends_s: float | None = None) -> Iterator[Connection]:
+        """A connection for one request, that nobody else uses meanwhile; a new one is there at `ends_s`."""
+        connection = self._rested() or self._connected(ends_s)
         self._busy.add(connection)
         try:
             yield connection
@@ -198,10 +215,13 @@ class Client:
         else:
             self._give_back(connection)
 
-    def _connected(self) -> Connection:
+    def _connected(self, ends_s: float | None = None) -> Connection:
         if self._closed:
             raise wire.WireError("unavailable", "The client is closed.")
-        connection = connect(self._socket, patience_s=self._patience_s, answer_s=self._patience_s)
+        patience_s = self._patience_s
+        if ends_s is not None:
+            patience_s = min(patience_s, ends_s - time.monotonic())
+        connection = connect(self._socket, patience_s=patience_s)
         self._server = connection.server
         return connection
 

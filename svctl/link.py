@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     Arriving = asyncio.Queue[Message]
 
 
+_NOBODY = 0
+"""An id that no request has: Connection counts from 1 on."""
+
+
 class Link:
     """A connection that the running event loop watches until it ends."""
 
@@ -72,6 +76,10 @@ class Link:
         if self._broken is None:
             self.connection.send(message)
             self._watch()
+
+    def keep_alive(self) -> None:
+        """Give a sign of life; its answer is nobody's."""
+        self.send({"type": "ping", "id": _NOBODY})
 
     async def room(self) -> None:
         """Wait while too much is to be sent, so that back-pressure reaches who writes a stream."""

@@ -69,19 +69,22 @@ class Pipeline:
         *,
         patience_s: float,
         in_flight: int = 1,
-        timeout_s: float | None = None,
+        ends_s: float | None = None,
+        heard_s: Callable[[], float] = lambda: 0.0,
         wanted: Callable[[Source], bool] = lambda _source: True,
     ) -> None:
         """`options` are fields of every request; a daemon that stays full for `patience_s` is an error.
 
         Of the recordings, `in_flight` are at the daemon at once.
-        After `timeout_s` the run ends with WireError `timeout`, whatever has not been answered.
+        At `ends_s` on the monotonic clock the run ends with WireError `timeout`, whatever has not been
+        answered. `heard_s` says when, on that clock, the daemon last answered others of ours.
         `wanted` says whether a recording is to be transcribed; it may give the source an error instead.
         """
         self._connection: Connection
         self._names = names
         self._wanted = wanted
-        self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._ends_s = ends_s
+        self._heard_s = heard_s
         self._options = options
         self._patience_s = patience_s
         self._in_flight = in_flight
@@ -197,13 +200,13 @@ class Pipeline:
 
     def _upload(self, job: _Job) -> None:
         try:
-            data = os.read(job.source.descriptor, AUDIO_BYTES)
-        except OSError as error:
-            job.source.error = wire.WireError(
-                "not_found", f"Standard input cannot be read: {error.strerror}."
-            )
+            data = job.source.read(AUDIO_BYTES)
+        except wire.WireError as error:
+            job.source.error = error
             self._connection.send({"type": "cancel", "id": job.request})
-            self._finish(job, job.source.error.to_message())
+            self._finish(job, error.to_message())
+            return
+        if data is None:
             return
         if not data:
             self._connection.send({"type": "end", "id": job.request})
@@ -255,7 +258,7 @@ class Pipeline:
             job.refused_since = now
         if any(other is not job and not other.finished and other.retry_at is None for other in self._jobs):
             return True
-        return now - max(job.refused_since, self._last_done_s) < self._patience_s
+        return now - max(job.refused_since, self._last_done_s, self._heard_s()) < self._patience_s
 
 
 def _note(job: _Job, event: Message) -> None:

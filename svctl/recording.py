@@ -83,7 +83,8 @@ def _of_file(file: IO[bytes]) -> Source:
         if file.tell() == 0:
             return Source(name, os.dup(descriptor))
         return Source(name, held(file.read()))
-    return Source(name, os.dup(descriptor), streamed=True)
+    # what is buffered in the object (after peek, say) is not in the pipe any more
+    return Source(name, os.dup(descriptor), streamed=True, read=getattr(file, "read1", None))
 
 
 def held(data: bytes) -> int:
@@ -99,7 +100,17 @@ def held(data: bytes) -> int:
     return descriptor
 
 
-def _wav(samples: Any, rate: float) -> bytes:
+def _hz(rate: Any, most: int) -> int:
+    """A rate as a whole number; TypeError and ValueError for what is none from 1 to `most`."""
+    number = rate.item() if hasattr(rate, "item") else rate  # numpy's, be it an array of one
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise TypeError(f"rate is a number of Hz, and not of type {type(number).__name__}")
+    if not 0 < number <= most or number % 1:  # nor is NaN
+        raise ValueError(f"{number!r} is no rate in Hz")
+    return int(number)
+
+
+def _wav(samples: Any, rate: Any) -> bytes:
     """A WAV of an array's samples; whoever has an array has numpy, and numpy converts."""
     kind = getattr(samples.dtype, "kind", "")
     if not kind:
@@ -112,9 +123,7 @@ def _wav(samples: Any, rate: float) -> bytes:
     if not 0 < channels <= _MAX_CHANNELS:
         raise ValueError(f"samples are (frames, channels), and these have {channels} channels")
     frame_bytes = channels * _SAMPLE_BYTES[kind]
-    rate_hz = int(rate)
-    if rate_hz != rate or not 0 < rate_hz * frame_bytes <= _MAX_WAV_BYTES:
-        raise ValueError(f"{rate!r} is no rate in Hz")
+    rate_hz = _hz(rate, _MAX_WAV_BYTES // frame_bytes)
     if samples.shape[0] * frame_bytes > _MAX_WAV_BYTES:
         raise ValueError("samples of more than 4 GiB fit into no WAV: write them into a file of another kind")
     data: bytes = samples.astype("<f4" if kind == "f" else "<i2").tobytes()

@@ -17,6 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    Read = Callable[[int], bytes | None]
+
 _NAMES_BYTES = 64 * 2**10
 """One read of a list of names: a pipe's default capacity."""
 _MAX_AHEAD = 100_000
@@ -46,12 +48,18 @@ class Source:
     A source that could not be opened carries its `error` instead, to be told at its place in the order.
     """
 
-    __slots__ = ("descriptor", "error", "label", "name", "place", "streamed")
+    __slots__ = ("_read", "descriptor", "error", "label", "name", "place", "streamed")
 
     def __init__(
-        self, name: str, descriptor: int = -1, *, streamed: bool = False, error: wire.WireError | None = None
+        self,
+        name: str,
+        descriptor: int = -1,
+        *,
+        streamed: bool = False,
+        error: wire.WireError | None = None,
+        read: Read | None = None,
     ) -> None:
-        """`descriptor` is owned."""
+        """`descriptor` is owned; `read` takes a stream's bytes where they are not only the descriptor's."""
         self.name = name
         self.place = place_of(name)
         """Where its transcript goes below `-o`, without the extension."""
@@ -59,6 +67,21 @@ class Source:
         self.descriptor = descriptor
         self.streamed = streamed
         self.error = error
+        self._read = read
+
+    def read(self, size: int) -> bytes | None:
+        """Up to so many bytes of a stream whose descriptor is readable; b"" at its end.
+
+        None where somebody else has read them. Raises WireError `not_found`.
+        """
+        try:
+            return self._read(size) if self._read is not None else os.read(self.descriptor, size)
+        except BlockingIOError:
+            return None
+        except (OSError, ValueError) as error:  # ValueError: its owner has closed a file object
+            reason = error.strerror if isinstance(error, OSError) else error
+            shown = "Standard input" if self.name == "-" else self.label
+            raise wire.WireError("not_found", f"{shown} cannot be read: {reason}.") from None
 
 
 class Found:

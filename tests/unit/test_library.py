@@ -16,6 +16,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import typing
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+from harness.daemon import wait_until
 from harness.fake_server import FakeServer, Peer, done, endless, segment
 
 import svctl
@@ -95,6 +97,45 @@ def test_everything_that_holds_audio_is_taken(path, recording, tmp_path):
     assert asked[5]["label"] == "rest"
 
 
+def test_what_a_pipe_s_object_has_read_ahead_is_not_lost(path):
+    """After a look at a header, or a first line, the rest comes from its buffer and then from the pipe."""
+
+    def ask(began):
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb") as file, os.fdopen(writer, "wb", buffering=0) as other:
+            other.write(b"head\nhel")
+            assert began(file).startswith(b"head")
+            with ThreadPoolExecutor(1) as pool:
+                asked = pool.submit(client.transcribe, file)
+                server.wait_for("transcribe", len(found) + 1)
+                other.write(b"lo\nworld")
+                other.close()
+                found.append(asked.result(20).text)
+
+    found = []
+    with FakeServer(path) as server, Client(path) as client:
+        ask(lambda file: file.peek(1))
+        ask(lambda file: file.readline())
+    assert found == ["head hello world", "hello world"]
+
+
+def test_a_pipe_that_its_owner_closes_is_an_error(path):
+    """Told as what cannot be read, and the daemon is told as well."""
+    reader, writer = os.pipe()
+    file = os.fdopen(reader, "rb")
+
+    def script(peer, message):
+        if message["type"] == "transcribe":
+            file.close()
+            os.write(writer, b"more")
+
+    with FakeServer(path, script) as server, Client(path) as client:
+        with pytest.raises(Error, match=r"cannot be read: read of closed file\."):
+            client.transcribe(file)
+        server.wait_for("cancel")
+    os.close(writer)
+
+
 def test_a_file_whose_descriptor_is_not_its_bytes_is_read(path, tmp_path):
     """Gzip files and files on sockets have one, and what it gives is compressed, or buffered already."""
     with gzip.open(tmp_path / "call.gz", "wb") as file:
@@ -150,8 +191,16 @@ def test_a_label_is_what_the_wire_can_carry(path, recording):
     assert len(server.requests[0]["label"]) == 4_096
 
 
-@pytest.mark.parametrize(("dtype", "channels"), [("float32", 1), ("float64", 2), ("int16", 1), ("int16", 2)])
-def test_samples_arrive_as_they_were(path, dtype, channels):
+@pytest.mark.parametrize(
+    ("dtype", "channels", "rate"),
+    [
+        ("float32", 1, 22_050),
+        ("float64", 2, 22_050.0),
+        ("int16", 1, np.int64(22_050)),
+        ("int16", 2, np.array(22_050)),
+    ],
+)
+def test_samples_arrive_as_they_were(path, dtype, channels, rate):
     """An array becomes a WAV that libsndfile reads back exactly."""
     samples = np.linspace(-1, 1, 1_000)
     samples = samples if dtype != "int16" else samples * 32_767
@@ -164,9 +213,9 @@ def test_samples_arrive_as_they_were(path, dtype, channels):
         Peer.answer(peer, message)
 
     with FakeServer(path, script), Client(path) as client, contextlib.suppress(Error):
-        client.transcribe(samples if channels > 1 else samples[:, 0], rate=22_050)
-    found, rate = got[0]
-    assert rate == 22_050
+        client.transcribe(samples if channels > 1 else samples[:, 0], rate=rate)
+    found, rate_found = got[0]
+    assert rate_found == 22_050
     np.testing.assert_array_equal(found.reshape(1_000, channels), samples.astype(found.dtype))
 
 
@@ -183,6 +232,8 @@ def test_samples_arrive_as_they_were(path, dtype, channels):
         (np.zeros(10), -1, ValueError),
         (np.zeros(10), 16_000.5, ValueError),
         (np.zeros(10), 2**31, ValueError),
+        *((np.zeros(10), kind(rate), ValueError) for kind in (float, np.float32) for rate in ("inf", "nan")),
+        *((np.zeros(10), rate, TypeError) for rate in (True, np.True_, "16000", 16_000j)),
         (np.broadcast_to(np.int16(0), (2**31,)), 16_000, ValueError),
         (SimpleNamespace(dtype="float32", shape=(10,), ndim=1), 16_000, TypeError),
         (io.StringIO("text"), None, TypeError),
@@ -194,8 +245,9 @@ def test_what_is_no_audio_is_refused_before_anything_is_sent(path, audio, rate, 
     with FakeServer(path) as server, Client(path) as client:
         with pytest.raises(error):
             client.transcribe(audio, rate=rate)
-        with pytest.raises(ValueError, match="'xx' is not one of auto"):
-            client.transcribe(b"x", language="xx")
+        for ask in (client.transcribe, client.segments):
+            with pytest.raises(ValueError, match="'xx' is not one of auto"):
+                ask(b"x", language="xx")
         assert server.requests == []
 
 
@@ -231,6 +283,31 @@ def test_a_full_daemon_is_asked_again(path, recording):
 
     with FakeServer(path, script), Client(path) as client:
         assert client.transcribe(recording).text == "hello world"
+
+
+def test_patience_does_not_end_while_the_daemon_works_for_another_thread(path, recording):
+    """One is refused for longer than that, and heard from all the while is another, which then ends too."""
+    running, refusals = [], 12
+
+    def script(peer, message):
+        if not running:
+            running.append((peer, message))
+        elif len(running) <= refusals:
+            other, first = running[0]
+            running.append(message)
+            other.send({"type": "progress", "id": first["id"], "decoded_s": 1.0, "recognised_s": 0.5})
+            busy = {"type": "error", "id": message["id"], "code": "busy", "message": "Full."}
+            peer.send({**busy, "retryable": True, "retry_after_ms": 100})
+        else:
+            running[0][0].answer(running[0][1])
+            peer.answer(message)
+
+    with FakeServer(path, script), Client(path, patience_s=0.5) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.transcribe, recording)
+        wait_until(lambda: running, "the first request")
+        assert client.transcribe(b"late").text == "late"
+        assert first.result(20).text == "hello world"
+    assert len(running) == refusals + 1
 
 
 def test_parts_and_channels_reach_the_daemon_and_come_back(path, recording):
@@ -496,6 +573,30 @@ def test_a_timeout_cancels(path, recording):
             client.transcribe(recording, timeout_s=0.05)
         assert caught.value.code == "timeout"
         server.wait_for("cancel")
+
+
+@pytest.mark.parametrize("refusal", ["", "too_many_connections"])
+def test_a_timeout_is_for_a_new_connection_too(path, recording, refusal):
+    """The daemon has ended the last, and its successor says nothing, or that it is full, for longer."""
+    greeted = []
+
+    def greet(peer, hello):
+        greeted.append(peer)
+        if len(greeted) == 1:
+            peer.send({"type": "welcome", "major": 1, "minor": 1, "server": "fake/1.0"})
+        elif refusal:
+            fields = {"code": refusal, "message": "Full.", "retryable": True, "retry_after_ms": 1}
+            peer.send({"type": "error", "id": None, **fields})
+
+    with FakeServer(path, greet=greet) as server, Client(path, patience_s=600) as client:
+        server.peers[0].hang_up()
+        assert server.ended.wait(20)
+        began_s = time.monotonic()
+        with pytest.raises(Error) as caught:
+            client.transcribe(recording, timeout_s=0.3)
+        assert caught.value.code == (refusal or "timeout")
+        assert time.monotonic() - began_s < 60
+        assert len(greeted) > 1
 
 
 def test_the_package_has_the_names_that_it_says():

@@ -75,6 +75,46 @@ def test_no_more_is_asked_at_once_than_a_daemon_takes(path, recording):
         asyncio.run(main())
 
 
+def test_a_request_within_each_of_many_loops_of_segments_gets_its_turn(path, recording):
+    """A loop has no turn while its body runs: that may wait for one, and for everybody else's."""
+
+    async def ask(client, everybody):
+        found = []
+        async for line in client.segments(recording):
+            await everybody.wait()
+            found.append((line.text, (await client.transcribe(b"other")).text))
+        return found
+
+    async def main():
+        everybody = asyncio.Barrier(40)
+        async with AsyncClient(path) as client, asyncio.timeout(60):
+            found = await asyncio.gather(*(ask(client, everybody) for _ in range(40)))
+        assert found == [[("hello", "other"), ("world", "other")]] * 40
+
+    with FakeServer(path):
+        asyncio.run(main())
+
+
+def test_a_stream_in_which_nothing_comes_keeps_its_connection(path, monkeypatch):
+    """The daemon is given a sign of life now and then, and nothing of the stream is lost."""
+    monkeypatch.setattr("svctl.connection.KEEP_ALIVE_S", 0.01)
+
+    async def main():
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb") as file, os.fdopen(writer, "wb", buffering=0) as other:
+            async with AsyncClient(path) as client:
+                other.write(b"head\n")
+                assert file.peek(1) == b"head\n"
+                task = asyncio.create_task(client.transcribe(file))
+                await asyncio.to_thread(server.wait_for, "ping", 3)
+                other.write(b"one")
+                other.close()
+                assert (await task).text == "head one"
+
+    with FakeServer(path) as server:
+        asyncio.run(main())
+
+
 def test_patience_does_not_end_while_the_daemon_works_on_other_requests(path, recording, tmp_path):
     """One is refused for longer than that, and heard from all the while is another, which then ends too."""
     refused, running, refusals = tmp_path / "refused.wav", [], 12
@@ -256,6 +296,10 @@ def test_leaving_the_block_ends_what_waits(path, recording):
         client = AsyncClient(path)
         with pytest.raises(Error, match="is not connected"):
             await client.transcribe(recording)
+        with pytest.raises(Error, match="is not connected"):
+            _ = client.server
+        with pytest.raises(ValueError, match="'xx' is not one of auto"):
+            client.segments(recording, language="xx")
         async with client:
             task = asyncio.create_task(client.transcribe(recording))
             segments = client.segments(recording)
