@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from svctl import __version__, completion, verbs
-from svctl.options import MAX_PATIENCE_S, METAVARS, VERBS, listed, most, time_s
+from svctl.options import MAX_PATIENCE_S, METAVARS, SOCKET, VERBS, listed, most, time_s
 from svctl.terminal import OutputError, say, write_stdout
 from svctl.wire import CHANNELS, ERRORS, MAX_POSITION_S
 
@@ -141,12 +141,19 @@ def _command(verb: str) -> click.Command:
     return click.Command(verb, callback=callback, params=parameters, help=text, short_help=text)
 
 
+def _before_the_verb(socket: str) -> None:
+    """Take what every verb takes as that verb's default."""
+    click.get_current_context().default_map = {verb: {SOCKET[0]: socket} for verb in VERBS}
+
+
 def group() -> click.Group:
     """All of svctl as a click group, built from the option table."""
     commands = {verb: _command(verb) for verb in VERBS}
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
     top = click.Group(
         "svctl",
+        callback=_before_the_verb,
+        params=[_option(SOCKET)],
         commands=commands,
         context_settings=settings,
         help="Talk to sensevoiced, the resident speech recogniser.",

@@ -49,7 +49,7 @@ METAVARS = {
 # (name, flags, kind, default, allowed values, help). Kinds: a "flag" is set by its presence, a "switch" has
 # an off flag (the last one), and "text", "choice", "choices" (several with commas), "list" (given once or
 # more), "number" (above zero), "seconds" and "time" take a value.
-_SOCKET: Option = (
+SOCKET: Option = (
     "socket",
     ("--socket",),
     "text",
@@ -262,7 +262,7 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
                 (),
                 "Fail at once with exit status 75 when the daemon is full.",
             ),
-            _SOCKET,
+            SOCKET,
         ),
     ),
     "status": (
@@ -272,23 +272,23 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
             ("json", ("--json",), "flag", False, (), "Write it as JSON, with --watch one object a line."),
             ("watch", ("-w", "--watch"), "flag", False, (), "Ask again every second, until Ctrl-C."),
             _wait(PATIENCE_S),
-            _SOCKET,
+            SOCKET,
         ),
     ),
     "ps": (
         "",
         "Show the requests that are not finished: yours, or everybody's for root.",
-        (("json", ("--json",), "flag", False, (), "Write them as JSON."), _wait(PATIENCE_S), _SOCKET),
+        (("json", ("--json",), "flag", False, (), "Write them as JSON."), _wait(PATIENCE_S), SOCKET),
     ),
     "cancel": (
         "JOB",
         "End unfinished requests by their number in `svctl ps`.",
-        (_QUIET, _wait(PATIENCE_S), _SOCKET),
+        (_QUIET, _wait(PATIENCE_S), SOCKET),
     ),
     "models": (
         "",
         "Show which models the daemon has, and which one is loaded.",
-        (("json", ("--json",), "flag", False, (), "Write them as JSON."), _wait(PATIENCE_S), _SOCKET),
+        (("json", ("--json",), "flag", False, (), "Write them as JSON."), _wait(PATIENCE_S), SOCKET),
     ),
     "bench": (
         "",
@@ -297,12 +297,12 @@ VERBS: dict[str, tuple[str, str, tuple[Option, ...]]] = {
             ("seconds", ("--seconds",), "seconds", 10.0, (), "How long to measure (default: 10)."),
             ("json", ("--json",), "flag", False, (), "Write it as JSON."),
             _wait(PATIENCE_S),
-            _SOCKET,
+            SOCKET,
         ),
     ),
-    "version": ("", "Show the version of svctl and of the daemon.", (_wait(PING_PATIENCE_S), _SOCKET)),
-    "ping": ("", "Ask the daemon for a sign of life.", (_QUIET, _wait(PING_PATIENCE_S), _SOCKET)),
-    "reload": ("", "Let the daemon read its configuration again.", (_QUIET, _wait(PATIENCE_S), _SOCKET)),
+    "version": ("", "Show the version of svctl and of the daemon.", (_wait(PING_PATIENCE_S), SOCKET)),
+    "ping": ("", "Ask the daemon for a sign of life.", (_QUIET, _wait(PING_PATIENCE_S), SOCKET)),
+    "reload": ("", "Let the daemon read its configuration again.", (_QUIET, _wait(PATIENCE_S), SOCKET)),
 }
 """Every verb and option of svctl."""
 

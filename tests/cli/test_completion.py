@@ -81,6 +81,8 @@ def test_a_tab_completes_what_is_typed(on_path, tmp_path, shell):
         ("transcribe -l y", ["yue"]),
         ("status --w", ["--wait", "--watch"]),
         ("completion z", ["zsh"]),
+        ("--so", ["--socket"]),
+        ("--socket other.sock tra", ["transcribe"]),
     ],
 )
 @pytest.mark.parametrize("shell", ["bash", "fish"])

@@ -111,14 +111,14 @@ def typed_flags(command):
 
 
 def test_every_verb_and_flag_is_shown():
-    """No verb and no spelling of a flag is without a transcript."""
+    """No verb, nothing that stands before one and no spelling of a flag is without a transcript."""
     known = {
         (verb, flag)
         for verb, command in group().commands.items()
         for parameter in command.params
         for flag in ("", *parameter.opts, *parameter.secondary_opts)
         if flag.startswith("-") or not flag
-    } | {(verb, "") for verb in group().commands}
+    } | {(word, "") for word in (*group().commands, *(parameter.opts[-1] for parameter in group().params))}
     typed = {
         pair
         for path in TRANSCRIPTS

@@ -131,7 +131,7 @@ def test_a_pipe_that_its_owner_closes_is_an_error(path):
 
     with FakeServer(path, script) as server, Client(path) as client:
         with pytest.raises(Error, match=r"cannot be read: read of closed file\."):
-            client.transcribe(file)
+            client.transcribe(file, timeout_s=20)
         server.wait_for("cancel")
     os.close(writer)
 
@@ -303,7 +303,7 @@ def test_patience_does_not_end_while_the_daemon_works_for_another_thread(path, r
             peer.answer(message)
 
     with FakeServer(path, script), Client(path, patience_s=0.5) as client, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(client.transcribe, recording)
+        first = pool.submit(client.transcribe, recording, timeout_s=20)
         wait_until(lambda: running, "the first request")
         assert client.transcribe(b"late").text == "late"
         assert first.result(20).text == "hello world"

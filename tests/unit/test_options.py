@@ -38,12 +38,12 @@ WORDS = st.one_of(
 )
 
 
-def by_click(monkeypatch, verb, words):
+def by_click(monkeypatch, verb, words, before=()):
     """What click makes of the words: the values and names it would run with, or None where it stops."""
     seen = []
     monkeypatch.setattr(verbs, "run", lambda verb, values, names: seen.append((values, names)) or 0)
     monkeypatch.setattr(cli, "say", lambda sentence: None)
-    status = cli.main([verb, *words])
+    status = cli.main([*before, verb, *words])
     return seen[0] if seen else None, status
 
 
@@ -54,6 +54,16 @@ def test_the_quick_parser_agrees_with_click(verb, words):
     if quick is not None:
         with pytest.MonkeyPatch.context() as monkeypatch:
             assert by_click(monkeypatch, verb, words)[0] == quick
+
+
+@pytest.mark.parametrize("before", [["--socket", "/before"], ["--socket=/before"]])
+@pytest.mark.parametrize(("behind", "socket"), [([], "/before"), (["--socket", "/behind"], "/behind")])
+def test_the_socket_may_stand_before_every_verb(monkeypatch, before, behind, socket):
+    """It means the same there; where it stands behind the verb as well, that one counts."""
+    for verb, (argument, _, _) in options.VERBS.items():
+        words = ["1"] if argument else []
+        quick = options.parse(verb, ["--socket", socket, *words])
+        assert by_click(monkeypatch, verb, [*behind, *words], before)[0] == quick
 
 
 @pytest.mark.parametrize(
