@@ -78,6 +78,8 @@ class Printer:
     def event(self, source: Source, event: Message) -> int:
         """Write what can be written now; returns the exit status of a recording that has failed, else 0."""
         kind = event["type"]
+        if self._progress.shows:
+            self._wait_for(STDERR)  # a terminal may be stopped (Ctrl-S)
         if kind == "progress":
             self._progress.show(source.label, event)
         elif kind == "segment":
@@ -187,6 +189,6 @@ class Printer:
         say(sentence)
 
     def _wait_for(self, descriptor: int) -> None:
-        """Wait for room where a pager may hold us back for hours, as long as more is wanted of the daemon."""
+        """Wait for room where a person may hold us back for hours, while more is wanted of the daemon."""
         if self._several or self._connection.unfinished:
             self._connection.wait_writable(descriptor)

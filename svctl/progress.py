@@ -42,7 +42,8 @@ class Progress:
 
         `under_way` gives what is done of those that have not ended: recordings, and seconds of audio.
         """
-        self._shows = wanted and os.isatty(STDERR)
+        self.shows = wanted and os.isatty(STDERR)
+        """Whether anything is ever written."""
         self._total = total
         self._under_way = under_way
         self._began_s = time.monotonic()
@@ -62,14 +63,14 @@ class Progress:
         self.finished += 1
         self.audio_s += duration_s
         self._shown_s = self._began_s - _EVERY_S  # the next one is news
-        if self._shows and (total := self._total()) != self.finished:
+        if self.shows and (total := self._total()) != self.finished:
             counted = f"{_of(self.finished, total)} done, {self.audio_s:.0f} s"
             self._draw(counted, total)
 
     def show(self, name: str, event: Message) -> None:
         """Show the line for the recording in hand, from its `progress` event."""
         now_s = time.monotonic()
-        if not self._shows or now_s - self._shown_s < _EVERY_S:
+        if not self.shows or now_s - self._shown_s < _EVERY_S:
             return
         self._shown_s = now_s
         total = self._total()

@@ -102,6 +102,8 @@ class _Call:
                 answer_s=_LOADING_PATIENCE_S,
                 asked=asked,
             )
+            if self._values.get("watch"):
+                connection.wait_writable(STDOUT)  # a terminal may be stopped (Ctrl-S)
             if not self._values.get("quiet"):
                 write_stdout(encoded(self._printed(connection, self._values, event)))
             if not self._values.get("watch"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import subprocess
+import termios
 
 import pytest
 from harness import lively_svctl
@@ -80,6 +82,48 @@ def test_a_pager_may_pause_in_what_could_not_be_transcribed(lively, outlast, tmp
     *failed, last = process.communicate(timeout=HANG_S)[0].decode().splitlines()
     assert failed == [f"svctl: {name} cannot be opened: No such file or directory." for name in names[:-1]]
     assert last.endswith(">last")
+
+
+def test_a_terminal_may_be_stopped_for_as_long_as_one_likes(lively, daemon, outlast, tmp_path):
+    """Ctrl-S holds the line of progress back, too."""
+    (tmp_path / "first.wav").write_bytes(script({"say": "first", "decode_gate": "go"}))
+    (tmp_path / "second.wav").write_bytes(script("second"))
+    leader, follower = os.openpty()
+    termios.tcflow(follower, termios.TCOOFF)
+    words = ("transcribe", "-j", "1", "first.wav", "second.wav")
+    process = lively(*words, stdout=follower, stderr=follower)
+    daemon.wait_status(lambda status: status["queue"]["jobs_active"] == 1, "the first recording")
+    outlast()
+    daemon.open_gate("go")
+    daemon.wait_status(lambda status: status["queue"]["jobs_active"] == 0, "its end")
+    outlast()
+    assert process.poll() is None
+    termios.tcflow(follower, termios.TCOON)
+    os.close(follower)
+    text = b""
+    with contextlib.suppress(OSError):  # its last process has gone
+        while part := os.read(leader, 2**16):
+            text += part
+    os.close(leader)
+    assert process.wait(HANG_S) == 0
+    assert all(said in text for said in (b"/2", b"first\r\n", b"second\r\n"))
+
+
+def test_a_watch_may_be_stopped_for_as_long_as_one_likes(lively, outlast):
+    """What is shown afterwards goes on."""
+    leader, follower = os.openpty()
+    termios.tcflow(follower, termios.TCOOFF)
+    process = lively("status", "--watch", "--json", stdout=follower)
+    outlast()
+    assert process.poll() is None
+    termios.tcflow(follower, termios.TCOON)
+    os.close(follower)
+    text = b""
+    while text.count(b"uptime_s") < 2:
+        text += os.read(leader, 2**16)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(HANG_S) == 130
+    os.close(leader)
 
 
 @pytest.fixture

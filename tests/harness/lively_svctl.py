@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from svctl import __main__ as command
-from svctl import connection
+from svctl import connection, verbs
 
 PULSE_S = 0.1
-"""In the place of connection.KEEP_ALIVE_S."""
+"""In the place of the seconds of svctl."""
 
 if __name__ == "__main__":
-    connection.KEEP_ALIVE_S = PULSE_S
+    connection.KEEP_ALIVE_S = verbs._WATCH_S = PULSE_S
     sys.exit(command.main())
