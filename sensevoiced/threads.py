@@ -30,7 +30,9 @@ class _Sleeper:
         self.wake.acquire()
 
 
-_starting, _lying_down = threading.Lock(), threading.Lock()
+# The first is reentrant: where an object is made under it, the collector may run, and end an abandoned run,
+# whose descriptors are closed on a thread too.
+_starting, _lying_down = threading.RLock(), threading.Lock()
 _sleepers: list[_Sleeper] = []
 
 

@@ -61,6 +61,25 @@ def test_without_memory_those_that_are_kept_still_work(monkeypatch):
     wait_until(lambda: held == [True] * threads.KEPT, "all done")
 
 
+def test_what_is_collected_while_a_thread_starts_may_start_one_too(monkeypatch):
+    """An abandoned run closes its descriptor wherever the collector finds it, also during a start."""
+    monkeypatch.setattr(threads, "_sleepers", [])  # none is asleep, so each start makes a thread
+    began, found, really = [], [], _thread.start_new_thread
+
+    def collected(*args):
+        if not began:
+            began.append(True)
+            threads.start(found.append, "inner")
+        return really(*args)
+
+    monkeypatch.setattr(threads._thread, "start_new_thread", collected)
+    outer = threading.Thread(target=threads.start, args=(found.append, "outer"), daemon=True)
+    outer.start()
+    outer.join(10)
+    assert not outer.is_alive(), "it waits for itself"
+    wait_until(lambda: sorted(found) == ["inner", "outer"], "both ran")
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_defect_costs_its_thread_alone():
     """The next call gets another one."""
