@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sensevoiced import __version__, logs, notify, threads
 from sensevoiced.backend import Backend
 from sensevoiced.config import Config, ConfigError
-from sensevoiced.descriptors import closing
+from sensevoiced.descriptors import HURRY, closing
 from sensevoiced.heartbeat import HEARTBEAT_S, Heartbeat
 from sensevoiced.jobs import JobError
 from sensevoiced.metrics import Metrics
@@ -128,7 +128,7 @@ class Daemon:
                     lambda: self._state == "loading",
                     self._backend.batches,
                     self._give_up,
-                    self._server.go_on,
+                    self._put_right,
                 )
             )
             try:
@@ -164,6 +164,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop_signal)
         loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        loop.add_signal_handler(HURRY, lambda: None)
 
     def _on_stop_signal(self) -> None:
         if self._stop.is_set():
@@ -183,6 +184,11 @@ class Daemon:
             await self.reload()
         except WireError as error:
             log.warning("the signal to reload came to nothing: %s", error)
+
+    def _put_right(self) -> None:
+        """With every beat of the heart: what may have stopped, or hangs."""
+        closing.hurry()
+        self._server.go_on()
 
     async def _load(self) -> None:
         """Load everything, then declare ourselves ready; returns early when told to stop."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 from collections import Counter
 
 from sensevoiced import threads
@@ -11,7 +13,15 @@ from sensevoiced import threads
 MAX_CLOSING, MAX_CLOSING_PER_USER = 1_024, 128
 """Descriptors that are being closed at a time. A close takes microseconds, unless its file system does not
 answer: then it holds a thread and the descriptor for as long. One user's are an eighth of them at most: more
-than ever are on their way where none hangs."""
+than ever are on their way where none hangs. Connections that are closed with unread input may be more; they
+count for no more than that, too."""
+LINGER_S = 1.0
+"""The last close of a socket that lingers (SO_LINGER, socket(7)) waits for its peer, for as long as its owner
+likes. After so much we have waited enough: a signal to the thread ends that wait, and the socket is gone all
+the same. What a FUSE server holds up does not end by it."""
+HURRY = signal.SIGURG
+"""The signal, which the process has to catch: what is ignored interrupts nothing. Where it is not caught any
+more, at the end, it does no harm."""
 
 
 class Closing:
@@ -23,30 +33,49 @@ class Closing:
         # descriptors are closed here too.
         self._lock = threading.RLock()
         self._of: Counter[int] = Counter()
-        self._all = 0
+        self._threads: dict[int, float] = {}
+        """Who closes one just now, since when (time.monotonic())."""
 
     def __len__(self) -> int:
         """Count them."""
-        return self._all
+        with self._lock:
+            return sum(self._of.values())
 
     def full(self, owner: int) -> bool:
         """Say whether nothing more should be taken from this user, because too much of it may never go."""
         with self._lock:
-            return self._of[owner] >= MAX_CLOSING_PER_USER or self._all >= MAX_CLOSING
+            if self._of[owner] >= MAX_CLOSING_PER_USER:
+                return True
+            return sum(min(one, MAX_CLOSING_PER_USER) for one in self._of.values()) >= MAX_CLOSING
 
     def began(self, owner: int) -> None:
         """Count one in."""
         with self._lock:
             self._of[owner] += 1
-            self._all += 1
 
     def ended(self, owner: int) -> None:
         """Count one out."""
         with self._lock:
-            self._all -= 1
+            self._threads.pop(threading.get_ident(), None)
             self._of[owner] -= 1
             if not self._of[owner]:
                 del self._of[owner]
+
+    def here(self) -> None:
+        """The calling thread closes one from here on, until it says `ended`."""
+        with self._lock:
+            self._threads[threading.get_ident()] = time.monotonic()
+
+    def hurry(self) -> None:
+        """End the waits for sockets that linger; for whoever looks about every second.
+
+        In a process that catches HURRY.
+        """
+        now_s = time.monotonic()
+        with self._lock:  # under which none of them can end
+            for thread, since_s in self._threads.items():
+                if now_s - since_s >= LINGER_S:
+                    signal.pthread_kill(thread, HURRY)
 
 
 closing = Closing()
@@ -62,10 +91,19 @@ def close_later(fd: int, owner: int) -> None:
     try:
         closing.began(owner)
         counted = True
-        threads.start(_close, fd, owner)
+        threads.start(_close_here, fd, owner)
     except (RuntimeError, MemoryError):
         # No thread can be started (a limit, or the interpreter ends), and a descriptor must not be lost.
         _close(fd, owner if counted else None)
+
+
+def _close_here(fd: int, owner: int) -> None:
+    try:
+        closing.here()
+    except MemoryError:
+        pass  # then nobody will hurry it
+    finally:
+        _close(fd, owner)
 
 
 def _close(fd: int, owner: int | None) -> None:

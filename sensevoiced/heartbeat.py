@@ -50,7 +50,7 @@ class Heartbeat:
         """Go on until cancelled.
 
         `give_up` is called, with the reason, where the engine fails at everything it is given or its thread
-        has ended; `go_on` with every beat, for what a lack of memory may have stopped.
+        has ended; `go_on` with every beat, for what may have stopped or hangs.
         """
         began_s = time.monotonic()
         while True:

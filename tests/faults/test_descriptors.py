@@ -118,6 +118,19 @@ def test_f18_a_socket_that_lingers_on_close_holds_nobody_up(daemon, lingering):
         assert client.ping()["type"] == "pong"
 
 
+def test_f18_nobody_lingers_for_longer_than_we_like(daemon, lingering, record_property):
+    """The wait of a last close is interrupted, so that such sockets hold a thread for a second or two."""
+    lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 300))
+    with daemon.client() as client:
+        client.transcribe(1, lingering.fileno())
+        lingering.close()
+        assert client.events(1)[-1]["code"] == "bad_input"
+        began_s = time.monotonic()
+        daemon.wait_status(lambda status: status["files"]["closing"] == 1, "it hangs")
+        daemon.wait_status(lambda status: status["files"]["closing"] == 0, "it is let go")
+    within(record_property, "a close of 300 s ended after", time.monotonic() - began_s, 3, "s")
+
+
 @contextlib.contextmanager
 def stopped(daemon):
     """What is sent meanwhile has all arrived, and its sender let go of it, when the daemon looks."""

@@ -46,6 +46,11 @@ def test_what_hangs_is_counted_by_user(monkeypatch):
     assert mine.full(3)
     mine.ended(1)
     assert not mine.full(3)
+    for _ in range(2 * descriptors.MAX_CLOSING_PER_USER):
+        mine.began(2)  # connections, which nothing keeps from ending
+    assert not mine.full(3), "one user's count for that user's share and no more"
+    for _ in range(2 * descriptors.MAX_CLOSING_PER_USER):
+        mine.ended(2)
     assert not mine.full(1)
     assert mine.full(2)
     assert len(mine) == descriptors.MAX_CLOSING - 1
