@@ -174,7 +174,8 @@ class Recording:
                 yield from self._libav(self._source)
             except JobError as error:
                 self._settle_failure()
-                if file is not None and error.message == UNREADABLE:
+                headed = isinstance(self._source, HeadedStream) and self._source.has_header
+                if (file is not None or headed) and error.message == UNREADABLE:
                     raise JobError("bad_input", NO_AUDIO) from error
                 raise
         self._settle_failure()

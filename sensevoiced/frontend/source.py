@@ -246,7 +246,12 @@ class HeadedStream:
     @property
     def breaks_off(self) -> bool:
         """Whether a WAV has given less than its header promises, once its end has come."""
-        return self.is_wav and self._count < promised_bytes(bytes(self._begin))
+        return self.is_wav and self._count < (promised_bytes(bytes(self._begin)) or 0)
+
+    @property
+    def has_header(self) -> bool:
+        """Whether it is a WAV whose header is there whole."""
+        return self.is_wav and promised_bytes(bytes(self._begin)) is not None
 
 
 def open_source(

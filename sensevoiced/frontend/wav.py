@@ -26,8 +26,10 @@ def is_wav(head: bytes) -> bool:
     return head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE"
 
 
-def promised_bytes(head: bytes) -> int:
-    """Give how many bytes a WAV that begins so has up to the end of its audio, 0 where it does not say.
+def promised_bytes(head: bytes) -> int | None:
+    """Give how many bytes a WAV that begins so has up to the end of its audio.
+
+    0 where it does not say, None where its audio does not begin.
 
     RIFF's chunks have four letters and a 32-bit size, and begin at even places. An RF64 (EBU Tech 3306) has
     the size of its audio in `ds64`, behind that of the whole.
@@ -46,4 +48,4 @@ def promised_bytes(head: bytes) -> int:
         if name == b"ds64":
             long = int.from_bytes(head[at + 8 : at + 16], order)
         at += size + size % 2
-    return 0
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import threading
 
@@ -12,8 +13,9 @@ import pytest
 import soundfile
 
 from sensevoiced.config import FrontendConfig
-from sensevoiced.frontend.audio import Recording
+from sensevoiced.frontend.audio import NO_AUDIO, UNREADABLE, Recording
 from sensevoiced.frontend.part import Part
+from sensevoiced.jobs import JobError
 
 RATE_HZ = 16_000
 SECONDS = 4
@@ -93,6 +95,14 @@ def test_chunks_before_the_audio_belong_to_the_header():
     noted = data[:12] + note + data[12:]
     assert streamed(noted) == (SECONDS, False)
     assert streamed(noted[:-1000])[1]
+
+
+def test_a_header_without_audio_is_told_from_what_is_no_audio():
+    """As of a file: a recorder that was stopped at once has written no more."""
+    with pytest.raises(JobError, match=re.escape(NO_AUDIO)):
+        streamed(wav()[:44])
+    with pytest.raises(JobError, match=re.escape(UNREADABLE)):
+        streamed(wav()[:30])
 
 
 def test_a_part_that_ends_before_the_stream_is_not_cut():
