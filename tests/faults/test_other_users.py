@@ -127,7 +127,8 @@ def test_f13_another_user_cannot_end_or_feed_a_request(daemon, other):
         # The same numbers for requests of its own: they are others, and their end is theirs alone.
         other.run("client.transcribe(1, source='stream')", "client.send({'type': 'cancel', 'id': 1})")
         assert [event["code"] for event in other.run("client.events(1)")] == ["cancelled"]
-        assert daemon.status()["queue"]["jobs_active"] == 2
+        # It is told before it is counted out.
+        daemon.wait_status(lambda status: status["queue"]["jobs_active"] == 2, "the other two go on")
         daemon.open_gate(held)
         daemon.open_gate(uploaded)
         client.send({"type": "audio", "id": 2, "data": script("second half")})
