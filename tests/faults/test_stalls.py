@@ -186,7 +186,8 @@ def test_f22_closes_that_hang_are_bounded(daemon, fuse, record_property):
                 client.transcribe(n, file.fd, language="klingon")
         codes = [message["code"] for message in client.until_closed()]
     assert codes == ["invalid_request"] * MAX_CLOSING_PER_USER + ["busy"]
-    assert daemon.status()["files"] == {"hanging": 0, "closing": MAX_CLOSING_PER_USER}
+    files = {"hanging": 0, "closing": MAX_CLOSING_PER_USER}
+    daemon.wait_status(lambda status: status["files"] == files, "the connection, too, is closed")
     assert daemon.threads() <= threads + MAX_CLOSING_PER_USER
     with daemon.client() as client:
         assert upload(client, 1, [RECORDING])[-1]["type"] == "done", "who sends no descriptor is served"
