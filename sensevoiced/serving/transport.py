@@ -227,7 +227,7 @@ class Stream:
         self._out.clear()
         if self._sock.fileno() >= 0:
             self._loop.remove_reader(self._fd)
-            self._loop.remove_writer(self._fd)
+            self._stop_writing()
             # Nothing is added to what is unread from here on, and the peer knows, however long closing takes.
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)

@@ -39,6 +39,7 @@ def test_a_call_never_waits_for_one_that_hangs():
         threads.start(wall.wait, 30)
     threads.start(through.append, "through")
     wait_until(lambda: through, "one got past")
+    assert not wall.is_set()
     wall.set()
     wait_until(lambda: _thread._count() == before, "those too many have ended")
 
@@ -92,5 +93,6 @@ def test_a_defect_costs_its_thread_alone():
     threads.start(defect)
     wait_until(lambda: found == ["began"], "it began")
     threads.start(found.append, "next")
-    wait_until(lambda: found == ["began", "next"], "the next one ran")
+    wait_until(lambda: len(found) == 2, "the next one ran")
+    assert found == ["began", "next"]
     threads.keep_ready()
