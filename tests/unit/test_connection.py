@@ -285,7 +285,7 @@ def test_descriptors_are_closed_after_a_run(path, tmp_path):
         client = connect(path, patience_s=5)
         before = open_descriptors()
         assert run(client, names) == [(name, kind) for name in names for kind in ("segment", "done")]
-        assert open_descriptors() == before
+        assert open_descriptors() <= before
         assert max(most) <= before + 2 * 6 + 2
         client.close()
 
@@ -338,7 +338,7 @@ def test_a_run_that_is_given_up_closes_its_files(path, tmp_path):
         assert [m["id"] for m in server.wait_for("cancel", 2)] == [
             m["id"] for m in server.wait_for("transcribe", 2)
         ]
-        assert open_descriptors() == before
+        assert open_descriptors() <= before
         client.close()
 
 

@@ -373,7 +373,7 @@ def test_a_child_that_cannot_be_started_leaves_nothing(monkeypatch, what):
             monkeypatch.setattr(Child, "_tell", lacking(None))
         with pytest.raises(MemoryError):
             Child({}, on_idle=pytest.fail, on_exit=pytest.fail)
-        assert descriptors() == before
+        assert descriptors() <= before
         assert len(running._selector.get_map()) == watched
 
     asyncio.run(scene())
