@@ -43,6 +43,7 @@ class Memory(nn.Module):
         self._left = dimensions.left
         self._kernel = dimensions.kernel
         self.weight = nn.Parameter(torch.empty(dimensions.width, 1, dimensions.kernel))
+        self._taps = torch.empty(0)
 
     def forward(self, value: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Map (total, width) to (total, width), each utterance between zeros.
@@ -50,21 +51,20 @@ class Memory(nn.Module):
         Written as one multiply-add a tap: elementwise, so that a frame's result does not depend on its place
         in the batch, and at these sizes no slower than the library's convolution.
         """
-        value = value.float()
+        if self._taps.device != value.device or not len(self._taps):
+            self._taps = self.weight[:, 0, :].t().contiguous()
+            # The input itself is one more of the middle tap.
+            self._taps[self._left] += 1
+        spaced = self._taps.new_zeros(packing.spaced_total, value.shape[1])
         alone = len(packing.lengths) == 1
         if alone:
-            spaced = F.pad(value, (0, 0, self._left, packing.spaced_total - self._left - len(value)))
+            spaced[self._left : self._left + len(value)].copy_(value)
         else:
-            spaced = value.new_zeros(packing.spaced_total, value.shape[1]).index_copy_(
-                0, packing.spaced_rows, value
-            )
+            spaced.index_copy_(0, packing.spaced_rows, value.float())
         count = packing.spaced_total - self._kernel + 1
-        taps = self.weight[:, 0, :].t().contiguous()
-        # The input itself is one more of the middle tap.
-        summed = spaced[self._left : self._left + count] * (taps[self._left] + 1)
-        for tap in range(self._kernel):
-            if tap != self._left:
-                summed.addcmul_(spaced[tap : tap + count], taps[tap])
+        summed = spaced[:count] * self._taps[0]
+        for tap in range(1, self._kernel):
+            summed.addcmul_(spaced[tap : tap + count], self._taps[tap])
         return summed if alone else summed.index_select(0, packing.spaced_rows - self._left)
 
 

@@ -30,8 +30,10 @@ def _has(ability: str) -> bool:
 
 
 _BFLOAT16 = _has("avx512_bf16")
-_SIGN = 0x80
-_OFFSETS = torch.arange(256.0) - _SIGN
+_OFFSETS = torch.arange(256.0) + 1.5 * 2**23
+"""What is added to a number so that the low byte of the sum's bits is that number plus 0 to 255, rounded to
+even: from 2**23 to 2**24 a float32 counts by ones. One pass instead of two, and torch keeps the low byte of
+an int32 several times as fast as it converts a float32 to uint8."""
 _STEPS = 254 if _has("vnni") else 126
 """Without VNNI two products are summed in 16 bits, which 8-bit inputs would overflow: they get 7."""
 _TILE = 8
@@ -100,11 +102,9 @@ class QuantisedLinear(nn.Module):
         scale = max((most - least) / _STEPS, _TINIEST)
         # Rounded up: so the least number is at 0 or above it and, with 254 steps, the most at 255 or below.
         zero = math.ceil(-least / scale)
-        # Through int8, whose sign bit is then turned: torch converts to int8 six times as fast as to uint8.
-        between = torch.add(_OFFSETS[zero], rows, alpha=1 / scale, out=_scratch(rows)).round_()
-        steps = torch.empty(-(-len(rows) // _TILE) * _TILE, rows.shape[1], dtype=torch.int8)
-        steps[: len(rows)].copy_(between)
-        steps = steps.view(torch.uint8).bitwise_xor_(_SIGN)
+        rounded = torch.add(_OFFSETS[zero], rows, alpha=1 / scale, out=_scratch(rows))
+        steps = torch.empty(-(-len(rows) // _TILE) * _TILE, rows.shape[1], dtype=torch.uint8)
+        steps[: len(rows)].copy_(rounded.view(torch.int32))
         result: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             *(steps, scale, zero, self._weight, self._scale, self._zero, self._bias),
             *(1.0, 0, self._dtype, self._after, [], ""),
