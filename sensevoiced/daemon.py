@@ -188,6 +188,7 @@ class Daemon:
     def _put_right(self) -> None:
         """With every beat of the heart: what may have stopped, or hangs."""
         closing.hurry()
+        closing.go_on()
         self._server.go_on()
 
     async def _load(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -35,6 +36,8 @@ class Closing:
         self._of: Counter[int] = Counter()
         self._threads: dict[int, float] = {}
         """Who closes one just now, since when (time.monotonic())."""
+        self._waiting: list[tuple[int, int]] = []
+        """Descriptors and their users, for which there was no thread yet."""
 
     def __len__(self) -> int:
         """Count them."""
@@ -78,23 +81,55 @@ class Closing:
                     signal.pthread_kill(thread, HURRY)
 
 
+    def wait(self, fd: int, owner: int) -> None:
+        """Keep one, which is counted in already, until there is a thread for it."""
+        self._waiting.append((fd, owner))
+
+    def waiting(self) -> tuple[int, int] | None:
+        """Give one of those that wait, and its user, to the caller to close."""
+        try:
+            return self._waiting.pop()
+        except IndexError:
+            return None
+
+    def go_on(self) -> None:
+        """Start threads for those that wait, as far as there are any to be had."""
+        with contextlib.suppress(RuntimeError, MemoryError):
+            for _ in range(len(self._waiting)):
+                threads.start(_close_waiting)
+
+
 closing = Closing()
 """Of the process, as descriptors are."""
 
 
 def close_later(fd: int, owner: int) -> None:
-    """Close a descriptor of the user `owner` off the loop; on it only where no thread can be started.
+    """Close a descriptor of the user `owner` off the loop.
 
-    Any close of a FUSE file, and the last one of a socket that lingers, may block. Never raises.
+    Any close of a FUSE file, and the last one of a socket that lingers, may block. Where no thread can be
+    started (a limit), it waits until one has come free or `closing.go_on` has started one. Never raises.
     """
     counted = False
     try:
         closing.began(owner)
         counted = True
-        threads.start(_close_here, fd, owner)
-    except (RuntimeError, MemoryError):
-        # No thread can be started (a limit, or the interpreter ends), and a descriptor must not be lost.
+        try:
+            threads.start(_close_off_the_loop, fd, owner)
+        except (RuntimeError, MemoryError):
+            closing.wait(fd, owner)
+    except MemoryError:
+        # Not even for an entry in a list; and a descriptor must not be lost.
         _close(fd, owner if counted else None)
+
+
+def _close_off_the_loop(fd: int, owner: int) -> None:
+    _close_here(fd, owner)
+    _close_waiting()
+
+
+def _close_waiting() -> None:
+    while (found := closing.waiting()) is not None:
+        _close_here(*found)
 
 
 def _close_here(fd: int, owner: int) -> None:

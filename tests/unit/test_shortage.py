@@ -421,10 +421,46 @@ def test_a_child_whose_word_is_lost_is_replaced(monkeypatch):
     assert killed == [child]
 
 
-def test_a_descriptor_is_closed_even_where_no_thread_can_be_had(monkeypatch):
-    """At once, then, and counted out again."""
+def never(*_):
+    """Find no memory, however often."""
+    raise MemoryError
+
+
+def test_a_descriptor_waits_where_no_thread_can_be_had(monkeypatch):
+    """Closed by the caller it could hold up everybody; it counts as being closed meanwhile."""
+    fds = [os.memfd_create("x") for _ in range(3)]
+    with monkeypatch.context() as context:
+        context.setattr(threads, "start", never)
+        for fd in fds:
+            close_later(fd, 1)
+        closing.go_on()
+    assert all(os.fstat(fd) for fd in fds)
+    assert len(closing) == len(fds)
+    closing.go_on()
+    wait_until(lambda: not closing, "all of them closed")
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_a_thread_that_has_closed_one_closes_those_that_wait(monkeypatch):
+    """Nothing else has to happen for it."""
+    waits, goes = os.memfd_create("x"), os.memfd_create("x")
+    with monkeypatch.context() as context:
+        context.setattr(threads, "start", never)
+        close_later(waits, 1)
+    close_later(goes, 1)
+    wait_until(lambda: not closing, "both closed")
+    for fd in (waits, goes):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_a_descriptor_is_closed_at_once_where_it_cannot_even_wait(monkeypatch):
+    """It must not be lost, and is counted out again."""
     fd = os.memfd_create("x")
-    monkeypatch.setattr(threads, "start", lacking(None))
+    monkeypatch.setattr(threads, "start", never)
+    monkeypatch.setattr(closing, "wait", never)
     close_later(fd, 1)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
