@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 BENCH_VENV := .venv-bench
+OLDEST_VENV := .venv-oldest
 SOURCES := $(wildcard sensevoiced svctl tests tools benchmarks)
 MANUAL := man1/svctl.1 man5/sensevoiced.toml.5 man8/sensevoiced.8
 
@@ -56,14 +57,14 @@ endif
 .DELETE_ON_ERROR:
 # The steps of an installation are prerequisites, and happen in the order they are named in.
 .NOTPARALLEL:
-.PHONY: help setup setup-dev demo test test-slow check format accuracy bench bench-quick bench-setup faults fuzz soak man clean
+.PHONY: help setup setup-dev demo test test-slow test-oldest check format accuracy bench bench-quick bench-setup faults fuzz soak man clean
 .PHONY: install install-user install-program install-manual install-user-units install-settings
 .PHONY: uninstall uninstall-user stop-system stop-user remove-program remove-manual remove-user-units remove-settings
 
 help:
 	@echo 'make setup      environment in .venv with the daemon and svctl'
 	@echo 'make demo       start the daemon with the demo model, transcribe the sample clips, stop it'
-	@echo 'make test       run all tests (test-slow: the long ones too)'
+	@echo 'make test       run all tests (test-slow: the long ones too; test-oldest: tests/cli with the oldest libraries)'
 	@echo 'make check      lint, formatting, types, import layers'
 	@echo 'make accuracy   measure the demo model on held-out speech'
 	@echo 'make bench      measure against the alternatives, which bench-setup installs; bench-quick in three minutes'
@@ -73,7 +74,7 @@ help:
 	@echo 'make man        write the manual pages into build/man, to read them before they are installed'
 	@echo 'make install    into PREFIX=$(PREFIX), with systemd units; uninstall takes it out again'
 	@echo 'make install-user   below your home, with units for systemctl --user; uninstall-user takes it out again'
-	@echo 'make clean      remove .venv, .venv-bench and everything built'
+	@echo 'make clean      remove the environments (.venv*) and everything built'
 
 setup: $(STAMPS)/daemon
 
@@ -114,6 +115,13 @@ test: $(STAMPS)/dev
 
 test-slow: $(STAMPS)/dev
 	$(BIN)/pytest -m 'slow or not slow' $(PYTEST_ARGS)
+
+# svctl and the daemon end to end with the oldest libraries that pyproject.toml allows: oldest.txt has to say what it says.
+test-oldest:
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/pip install --quiet -c oldest.txt '$(TORCH)' -e '.[daemon,dev]'
+	$(OLDEST_VENV)/bin/pytest tests/cli $(PYTEST_ARGS)
 
 check: $(STAMPS)/dev
 	$(BIN)/ruff check $(SOURCES)
@@ -245,5 +253,5 @@ remove-settings:
 	@rmdir '$(DESTDIR)$(CONFDIR)' 2>/dev/null || :
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .bench .fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(OLDEST_VENV) .bench .fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -80,7 +80,6 @@ class Closing:
                 if now_s - since_s >= LINGER_S:
                     signal.pthread_kill(thread, HURRY)
 
-
     def wait(self, fd: int, owner: int) -> None:
         """Keep one, which is counted in already, until there is a thread for it."""
         self._waiting.append((fd, owner))

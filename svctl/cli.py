@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
+from click.types import FloatParamType, IntParamType
 
 from svctl import __version__, completion, verbs
 from svctl.options import MAX_PATIENCE_S, METAVARS, SOCKET, VERBS, listed, most, time_s
@@ -21,6 +21,10 @@ from svctl.wire import CHANNELS, ERRORS, MAX_POSITION_S
 
 if TYPE_CHECKING:
     from svctl.options import Option
+
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # before click 8.4 it takes no type
 
 _USAGE = ERRORS["invalid_request"][1]
 _EXAMPLES = """\b
@@ -31,22 +35,34 @@ Examples:
 """
 
 
-class _Seconds(click.FloatRange):
-    """Seconds of patience; click's own range lets a NaN pass, which is on no side of any bound."""
+class _Seconds(FloatParamType):
+    """Seconds of patience; a NaN is none, which click's own range lets pass."""
 
     name = "number of seconds"
 
-    def __init__(self) -> None:
-        super().__init__(min=0, max=int(MAX_PATIENCE_S))
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         seconds = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        if not 0 <= seconds <= MAX_PATIENCE_S:
+            self.fail(f"{value} is not a number of seconds from 0 to {MAX_PATIENCE_S:.0f}.", param, ctx)
         return seconds
 
 
-class _Time(click.ParamType[float]):
+class _Number(IntParamType):
+    """A whole number from 1 on."""
+
+    name = "whole number"
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not 1 <= number <= self._most:
+            self.fail(f"{number} is not from 1 to {self._most}.", param, ctx)
+        return number
+
+
+class _Time(_ParamType):
     """A place in a recording, or a length of it."""
 
     name = "time"
@@ -61,7 +77,7 @@ class _Time(click.ParamType[float]):
         return seconds
 
 
-class _Choices(click.ParamType[str]):
+class _Choices(_ParamType):
     """One or more of the allowed words, with commas."""
 
     name = "words"
@@ -111,9 +127,7 @@ def _option(option: Option) -> click.Option:
     if kind == "time":
         return click.Option([*flags, name], type=_Time(), metavar=METAVARS[kind], **settings)
     if kind == "number":
-        bounds = click.IntRange(1, most(name))
-        bounds.name = "whole number"  # click's own is "integer range"
-        return click.Option([*flags, name], type=bounds, metavar=METAVARS[kind], **settings)
+        return click.Option([*flags, name], type=_Number(most(name)), metavar=METAVARS[kind], **settings)
     if kind == "list":
         return click.Option([*flags, name], multiple=True, metavar=METAVARS[kind], **settings)
     return click.Option([*flags, name], metavar=METAVARS[name], shell_complete=_files, **settings)
@@ -191,6 +205,8 @@ def _meant_as_a_name(arguments: list[str]) -> str:
 def _sentence(error: click.UsageError, arguments: list[str]) -> str:
     """What click says, with where to look for what there is, unless it or we know better."""
     text = " ".join(error.format_message().split())
+    if text[-1:] not in ".?)":  # click's versions differ
+        text += "."
     if meant := _meant_as_a_name(arguments):
         return text + meant
     if "Did you mean" in text or not text.startswith(("No such ", "Got unexpected ")):
@@ -201,12 +217,10 @@ def _sentence(error: click.UsageError, arguments: list[str]) -> str:
 
 def _run(arguments: list[str]) -> int:
     try:
-        result = group().main(arguments, prog_name="svctl", standalone_mode=False)
+        # no words at all are a mistake that the help answers; click's versions end differently with them
+        result = group().main(arguments or ["--help"], prog_name="svctl", standalone_mode=False)
     except click.UsageError as error:
-        if isinstance(error, click.exceptions.NoArgsIsHelpError):
-            click.echo(error.format_message())
-        else:
-            say(_sentence(error, arguments))
+        say(_sentence(error, arguments))
         return _USAGE
     except click.ClickException as error:
         say(error.format_message())
@@ -215,4 +229,6 @@ def _run(arguments: list[str]) -> int:
         return verbs.INTERRUPTED
     except SystemExit as ending:  # click ends so after it has printed a shell's completions
         return ending.code if isinstance(ending.code, int) else 0
+    if not arguments:
+        return _USAGE
     return result if isinstance(result, int) else 0

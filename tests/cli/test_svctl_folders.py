@@ -236,7 +236,7 @@ def test_a_list_of_names_may_be_a_pipe(start, server, tree):
             ),
         ),
         (["--wait=1:30", "top.wav"], "Invalid value for '--wait': '1:30' is not a valid number of seconds."),
-        (["-j", "99", "top.wav"], "Invalid value for '-j' / '--jobs': 99 is not in the range 1<=x<=32."),
+        (["-j", "99", "top.wav"], "Invalid value for '-j' / '--jobs': 99 is not from 1 to 32."),
         (["--force", "top.wav"], "--force is about transcripts in a folder; it needs -o FOLDER."),
         (
             ["--force", "--skip-existing", "-o", "out", "top.wav"],
