@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -91,11 +90,19 @@ class Closing:
         except IndexError:
             return None
 
+    def start_one(self) -> bool:
+        """Start a thread for those that wait; False where there is none to be had."""
+        try:
+            threads.start(_close_waiting)
+        except (RuntimeError, MemoryError):
+            return False
+        return True
+
     def go_on(self) -> None:
         """Start threads for those that wait, as far as there are any to be had."""
-        with contextlib.suppress(RuntimeError, MemoryError):
-            for _ in range(len(self._waiting)):
-                threads.start(_close_waiting)
+        for _ in range(len(self._waiting)):
+            if not self.start_one():
+                return
 
 
 closing = Closing()
@@ -108,22 +115,18 @@ def close_later(fd: int, owner: int) -> None:
     Any close of a FUSE file, and the last one of a socket that lingers, may block. Where no thread can be
     started (a limit), it waits until one has come free or `closing.go_on` has started one. Never raises.
     """
-    counted = False
+    counted = waits = False
     try:
         closing.began(owner)
         counted = True
-        try:
-            threads.start(_close_off_the_loop, fd, owner)
-        except (RuntimeError, MemoryError):
-            closing.wait(fd, owner)
+        # Not handed to the thread: without memory it may die before its first line.
+        closing.wait(fd, owner)
+        waits = True
+        closing.start_one()
     except MemoryError:
-        # Not even for an entry in a list; and a descriptor must not be lost.
-        _close(fd, owner if counted else None)
-
-
-def _close_off_the_loop(fd: int, owner: int) -> None:
-    _close_here(fd, owner)
-    _close_waiting()
+        if not waits:
+            # Not even for an entry in a list; and a descriptor must not be lost.
+            _close(fd, owner if counted else None)
 
 
 def _close_waiting() -> None:

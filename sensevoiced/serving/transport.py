@@ -239,8 +239,11 @@ class Stream:
 
 
 def _unread(sock: socket.socket) -> bool:
-    """Say whether anything waits to be received."""
-    return any(fcntl.ioctl(sock, termios.FIONREAD, bytes(struct.calcsize("i"))))
+    """Say whether anything waits to be received, or may: where memory is lacking nobody knows."""
+    try:
+        return any(fcntl.ioctl(sock, termios.FIONREAD, bytes(struct.calcsize("i"))))
+    except MemoryError:
+        return True
 
 
 def _settle(future: asyncio.Future[None]) -> None:

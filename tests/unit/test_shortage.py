@@ -443,6 +443,19 @@ def test_a_descriptor_waits_where_no_thread_can_be_had(monkeypatch):
             os.fstat(fd)
 
 
+def test_a_descriptor_is_not_lost_with_the_thread_that_was_to_close_it(monkeypatch):
+    """Without memory a thread dies before its first line."""
+    fd = os.memfd_create("x")
+    with monkeypatch.context() as context:
+        context.setattr(threads, "start", lambda *_: None)
+        close_later(fd, 1)
+    assert os.fstat(fd)
+    closing.go_on()
+    wait_until(lambda: not closing, "closed")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
 def test_a_thread_that_has_closed_one_closes_those_that_wait(monkeypatch):
     """Nothing else has to happen for it."""
     waits, goes = os.memfd_create("x"), os.memfd_create("x")
