@@ -7,8 +7,10 @@ import os
 import pty
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
+from harness.daemon import wait_until
 from harness.fake_server import segment
 
 BOTH = "first.wav", "second.wav"
@@ -153,11 +155,19 @@ def test_patience_with_a_full_daemon_ends(svctl, serve, files, patience):
     assert (len(server.requests) > 1) == (patience == "--wait=0.2")
 
 
+def asleep(pid):
+    """Say whether a process waits for something (proc(5), the state in stat)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def test_interrupt_cancels_and_exits_130(start, serve, files):
     """Ctrl-C sends a cancel for every request in flight, prints nothing, and exits with 130."""
     server = serve(lambda peer, message: None)
     process = start("transcribe", *BOTH)
     requests = server.wait_for("transcribe", 2)
+    # The welcome was sent before those were read: once svctl sleeps again, it has its connection. Before that
+    # it may end without a word to the daemon, which a connection that ends tells as much.
+    wait_until(lambda: asleep(process.pid), "svctl waits for its answers")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, b"")
