@@ -36,7 +36,7 @@ class Closing:
         self._threads: dict[int, float] = {}
         """Who closes one just now, since when (time.monotonic())."""
         self._waiting: list[tuple[int, int]] = []
-        """Descriptors and their users, for which there was no thread yet."""
+        """Descriptors and their users, until a thread takes them."""
 
     def __len__(self) -> int:
         """Count them."""
@@ -80,29 +80,36 @@ class Closing:
                     signal.pthread_kill(thread, HURRY)
 
     def wait(self, fd: int, owner: int) -> None:
-        """Keep one, which is counted in already, until there is a thread for it."""
+        """Keep one, which is counted in already, for a thread to close."""
         self._waiting.append((fd, owner))
-
-    def waiting(self) -> tuple[int, int] | None:
-        """Give one of those that wait, and its user, to the caller to close."""
-        try:
-            return self._waiting.pop()
-        except IndexError:
-            return None
 
     def start_one(self) -> bool:
         """Start a thread for those that wait; False where there is none to be had."""
         try:
-            threads.start(_close_waiting)
+            threads.start(self._close_waiting)
         except (RuntimeError, MemoryError):
             return False
         return True
 
     def go_on(self) -> None:
-        """Start threads for those that wait, as far as there are any to be had."""
+        """Start threads for those that still wait, as far as there are any; for whoever looks about."""
         for _ in range(len(self._waiting)):
             if not self.start_one():
                 return
+
+    def _close_waiting(self) -> None:
+        while self._waiting:
+            try:
+                fd, owner = self._waiting.pop()
+            except IndexError:
+                return  # another thread was faster
+            try:
+                self.here()
+            except MemoryError:
+                pass  # then nobody will hurry it
+            finally:
+                _close(fd)
+                self.ended(owner)
 
 
 closing = Closing()
@@ -124,32 +131,16 @@ def close_later(fd: int, owner: int) -> None:
         waits = True
         closing.start_one()
     except MemoryError:
-        if not waits:
-            # Not even for an entry in a list; and a descriptor must not be lost.
-            _close(fd, owner if counted else None)
+        if waits:
+            return
+        # Not even for an entry in a list; and a descriptor must not be lost.
+        _close(fd)
+        if counted:
+            closing.ended(owner)
 
 
-def _close_waiting() -> None:
-    while (found := closing.waiting()) is not None:
-        _close_here(*found)
-
-
-def _close_here(fd: int, owner: int) -> None:
-    try:
-        closing.here()
-    except MemoryError:
-        pass  # then nobody will hurry it
-    finally:
-        _close(fd, owner)
-
-
-def _close(fd: int, owner: int | None) -> None:
-    try:
+def _close(fd: int) -> None:
+    try:  # noqa: SIM105 - `suppress` would need memory before anything is closed
         os.close(fd)
     except OSError:
-        # What a file system has to say at a close concerns writers; the descriptor is gone in any case.
-        # (Not `suppress`, which would need memory before anything is closed.)
-        pass
-    finally:
-        if owner is not None:
-            closing.ended(owner)
+        pass  # what a file system has to say at a close concerns writers; the descriptor is gone in any case

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     _ParamType = click.ParamType[Any]
 else:
-    _ParamType = click.ParamType  # before click 8.4 it takes no type
+    _ParamType = click.ParamType  # up to click 8.3 it takes no type
 
 _USAGE = ERRORS["invalid_request"][1]
 _EXAMPLES = """\b

@@ -43,6 +43,8 @@ def _mistake(values: Values, names: list[str]) -> str:
         return (
             "-o takes a FOLDER; without it transcripts go to standard output (a folder of that name is ./-)."
         )
+    if values["no_wait"] and values["wait"]:
+        return f"--no-wait does not wait, and --wait {values['wait']:g} does; leave out one of them."
     return (
         _of_formats(values)
         or _of_parts(values)
@@ -55,8 +57,6 @@ def _of_formats(values: Values) -> str:
     forms = options.formats(values)
     if values["timestamps"] and "text" not in forms:
         return f"-t goes with -f text; -f {values['format']} has no use for it."
-    if values["no_wait"] and values["wait"]:
-        return f"--no-wait does not wait, and --wait {values['wait']:g} does; leave out one of them."
     if values["timestamps"] and values["tags"] == "emoji":
         return "-t puts times before the lines of segments; --tags emoji writes a recording as one line."
     if values["tags"] != "bracket" and "text" not in forms:

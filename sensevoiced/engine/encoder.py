@@ -44,6 +44,7 @@ class Memory(nn.Module):
         self._kernel = dimensions.kernel
         self.weight = nn.Parameter(torch.empty(dimensions.width, 1, dimensions.kernel))
         self._taps = torch.empty(0)
+        """The weights as they are used, shape (kernel, width), once they have been."""
 
     def forward(self, value: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Map (total, width) to (total, width), each utterance between zeros.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import os
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 import soundfile
 from harness import taken_over
+from harness.daemon import wait_until
 
 from sensevoiced.config import FrontendConfig
+from sensevoiced.descriptors import closing
 from sensevoiced.frontend import child
 from sensevoiced.frontend.pool import FrontendPool
 from sensevoiced.jobs import JobError, Options
@@ -76,6 +79,13 @@ async def end_shared():
 def descriptors():
     """Count this process's open descriptors."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def settled_descriptors():
+    """Count them once those of earlier tests are gone: the collector finds them, threads close them."""
+    gc.collect()
+    wait_until(lambda: not closing, "every descriptor closed")
+    return descriptors()
 
 
 def exists(pid):

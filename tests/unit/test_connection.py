@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness.fake_server import FakeServer, loading, segment
+from harness.pools import descriptors, settled_descriptors
 
 from svctl import framing, sources, wire
 from svctl.connect import candidates, connect
@@ -240,7 +241,7 @@ def test_a_descriptor_that_has_to_wait_is_the_one_that_was_given(path, tmp_path)
 
     with FakeServer(path, script):
         client = connect(path, patience_s=5)
-        before = open_descriptors()
+        before = settled_descriptors()
         request = client.request("transcribe", source="stream", label="-")
         while not client.backlog_bytes:
             client.send({"type": "audio", "id": request, "data": b" " * 200_000})
@@ -252,13 +253,8 @@ def test_a_descriptor_that_has_to_wait_is_the_one_that_was_given(path, tmp_path)
         client.call("ping", "pong", patience_s=20)
         os.close(descriptor)
         assert got == [b"asked"]
-        assert open_descriptors() <= before + 1  # the daemon's, which is this process too
+        assert descriptors() <= before + 1  # the daemon's, which is this process too
         client.close()
-
-
-def open_descriptors():
-    """How many descriptors this process has."""
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def run(client, names, **settings):
@@ -278,14 +274,14 @@ def test_descriptors_are_closed_after_a_run(path, tmp_path):
     most = []
 
     def script(peer, message):
-        most.append(open_descriptors())
+        most.append(descriptors())
         peer.answer(message)
 
     with FakeServer(path, script):
         client = connect(path, patience_s=5)
-        before = open_descriptors()
+        before = settled_descriptors()
         assert run(client, names) == [(name, kind) for name in names for kind in ("segment", "done")]
-        assert open_descriptors() <= before
+        assert descriptors() == before
         assert max(most) <= before + 2 * 6 + 2
         client.close()
 
@@ -327,7 +323,7 @@ def test_a_run_that_is_given_up_closes_its_files(path, tmp_path):
 
     with FakeServer(path, script) as server:
         client = connect(path, patience_s=5)
-        before = open_descriptors()
+        before = settled_descriptors()
         pipeline = Pipeline(Names(names), {}, patience_s=0, in_flight=2)
         pipeline.begin(client)
         iteration = pipeline.run()
@@ -338,7 +334,7 @@ def test_a_run_that_is_given_up_closes_its_files(path, tmp_path):
         assert [m["id"] for m in server.wait_for("cancel", 2)] == [
             m["id"] for m in server.wait_for("transcribe", 2)
         ]
-        assert open_descriptors() <= before
+        assert descriptors() == before
         client.close()
 
 

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from harness.daemon import wait_until
-from harness.pools import descriptors
+from harness.pools import descriptors, settled_descriptors
 from harness.sessions import Running, Service
 from harness.wire_client import WireClient, memfd
 
@@ -359,7 +359,7 @@ def test_a_child_that_cannot_be_started_leaves_nothing(monkeypatch, what):
 
     async def scene():
         running = asyncio.get_running_loop()
-        before, watched = descriptors(), len(running._selector.get_map())
+        before, watched = settled_descriptors(), len(running._selector.get_map())
         monkeypatch.setattr(child_module.subprocess, "Popen", remember)
         if what == "watching it":
             running.add_reader = failing_at(2, running.add_reader)
@@ -373,7 +373,7 @@ def test_a_child_that_cannot_be_started_leaves_nothing(monkeypatch, what):
             monkeypatch.setattr(Child, "_tell", lacking(None))
         with pytest.raises(MemoryError):
             Child({}, on_idle=pytest.fail, on_exit=pytest.fail)
-        assert descriptors() <= before
+        assert descriptors() == before
         assert len(running._selector.get_map()) == watched
 
     asyncio.run(scene())
