@@ -11,6 +11,7 @@ STAMPS := $(VENV)/stamps
 BENCH_VENV := .venv-bench
 OLDEST_VENV := .venv-oldest
 SOURCES := $(wildcard sensevoiced svctl tests tools benchmarks)
+COMPILED := sensevoiced/engine/libsensevoice.so
 MANUAL := man1/svctl.1 man5/sensevoiced.toml.5 man8/sensevoiced.8
 
 # Where `make install` puts things. DESTDIR is a package builder's staging folder: nothing outside it is touched.
@@ -95,8 +96,8 @@ $(STAMPS)/constraints.txt: $(STAMPS)/venv constraints.txt FORCE
 .PHONY: FORCE
 FORCE:
 
-# svctl/__main__.py is copied as the script svctl; all else is read from the checkout.
-$(STAMPS)/daemon: $(STAMPS)/constraints.txt pyproject.toml svctl/__main__.py
+# svctl/__main__.py is copied as the script svctl, native.c is compiled; all else is read from the checkout.
+$(STAMPS)/daemon: $(STAMPS)/constraints.txt pyproject.toml svctl/__main__.py sensevoiced/engine/native.c tools/build_native.py
 	$(BIN)/pip install --quiet -c $(STAMPS)/constraints.txt -e '.[daemon,hub]'
 	$(call SPACED,$(CURDIR)/$(BIN))
 	@touch $@

@@ -40,11 +40,18 @@ class Memory(nn.Module):
     def __init__(self, dimensions: Dimensions) -> None:
         """Make room for the taps."""
         super().__init__()
-        self._left = dimensions.left
-        self._kernel = dimensions.kernel
+        self.left = dimensions.left
+        self.kernel = dimensions.kernel
         self.weight = nn.Parameter(torch.empty(dimensions.width, 1, dimensions.kernel))
         self._taps = torch.empty(0)
         """The weights as they are used, shape (kernel, width), once they have been."""
+
+    def taps(self) -> torch.Tensor:
+        """Give the weights as they are used, shape (kernel, width)."""
+        taps = self.weight[:, 0, :].t().contiguous()
+        # The input itself is one more of the middle tap.
+        taps[self.left] += 1
+        return taps
 
     def forward(self, value: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Map (total, width) to (total, width), each utterance between zeros.
@@ -53,20 +60,18 @@ class Memory(nn.Module):
         in the batch, and at these sizes no slower than the library's convolution.
         """
         if self._taps.device != value.device or not len(self._taps):
-            self._taps = self.weight[:, 0, :].t().contiguous()
-            # The input itself is one more of the middle tap.
-            self._taps[self._left] += 1
+            self._taps = self.taps()
         spaced = self._taps.new_zeros(packing.spaced_total, value.shape[1])
         alone = len(packing.lengths) == 1
         if alone:
-            spaced[self._left : self._left + len(value)].copy_(value)
+            spaced[self.left : self.left + len(value)].copy_(value)
         else:
             spaced.index_copy_(0, packing.spaced_rows, value.float())
-        count = packing.spaced_total - self._kernel + 1
+        count = packing.spaced_total - self.kernel + 1
         summed = spaced[:count] * self._taps[0]
-        for tap in range(1, self._kernel):
+        for tap in range(1, self.kernel):
             summed.addcmul_(spaced[tap : tap + count], self._taps[tap])
-        return summed if alone else summed.index_select(0, packing.spaced_rows - self._left)
+        return summed if alone else summed.index_select(0, packing.spaced_rows - self.left)
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -86,7 +91,7 @@ class Attention(nn.Module):
     def __init__(self, inputs: int, dimensions: Dimensions) -> None:
         """Make room for the fused query, key and value projection and the output projection."""
         super().__init__()
-        self._heads = dimensions.heads
+        self.heads = dimensions.heads
         self.linear_q_k_v = Linear(inputs, dimensions.width * 3, narrow=True)
         self.linear_out = Linear(dimensions.width, dimensions.width)
         self.fsmn_block = Memory(dimensions)
@@ -98,9 +103,9 @@ class Attention(nn.Module):
         mixed = qkv.new_empty(packing.total, width)
         for start, end in packing.spans:
             # (rows, 3, heads, depth) -> three of (heads, rows, depth)
-            query, key, value = qkv[start:end].view(end - start, 3, self._heads, -1).permute(1, 2, 0, 3)
+            query, key, value = qkv[start:end].view(end - start, 3, self.heads, -1).permute(1, 2, 0, 3)
             attended = _attend(query, key, value)
-            mixed[start:end].view(end - start, self._heads, -1).copy_(attended.transpose(0, 1))
+            mixed[start:end].view(end - start, self.heads, -1).copy_(attended.transpose(0, 1))
         result: torch.Tensor = self.fsmn_block(qkv[:, 2 * width :], packing)
         return result.add_(self.linear_out(mixed, packing.spans))
 

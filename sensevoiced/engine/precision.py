@@ -1,36 +1,43 @@
-"""Which backend computes the linear layers at a precision on a device, and putting it there; imports torch.
+"""Which backend computes the layers at a precision on a device; imports torch only.
 
-What each backend costs stands in benchmarks/README.md. The fast ones lean on operators that torch does not
-document, so each is tried on a small layer before it is chosen; where it fails, torch's own layer is taken.
+What each backend costs stands in benchmarks/README.md. The fastest is compiled code of our own, where it was
+built and suits the processor; the next lean on operators that torch does not document. So each is tried on a
+small layer before it is chosen, and where all fail, torch's own layer is taken.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from sensevoiced.engine import cache
+from sensevoiced.engine import native
+from sensevoiced.engine.encoder import Block
 from sensevoiced.engine.int8 import Quantised, QuantisedLinear
 from sensevoiced.engine.linear import CastLinear, Linear, PackedLinear
+from sensevoiced.engine.packing import Dimensions, Packing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
-    from sensevoiced.engine.encoder import SenseVoice
-
-_HELPERS = 4
 _NEAR = 0.05
 """A working 8-bit layer is off by a fifth of this on inputs of size one; a wrong layout by twenty times."""
+_SMALL = Dimensions(
+    features=16, width=96, heads=2, hidden=80, blocks=1, tp_blocks=0, kernel=5, shift=0, vocabulary=1
+)
+"""What whole layers are tried on: it changes the width, and its heads have an odd number of registers."""
+
+
+_FAILURES = (AttributeError, RuntimeError, TypeError, ValueError)
+"""What a backend that is not there, or not any more, ends with."""
+_MATRIX = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """How the linear layers of one precision are made, and what else that precision changes."""
+    """How the layers of one precision are made, and what else that precision changes."""
 
     name: str
     """For a person, in `svctl status`."""
@@ -39,6 +46,8 @@ class Backend:
     make_head: Callable[[Linear, Quantised | None], nn.Module]
     """The same for the CTC head."""
     quantises: bool = False
+    make_block: Callable[[Block, Mapping[str, Quantised]], nn.Module] | None = None
+    """From a whole layer of the encoder and what is quantised of it, by name; then `make` is for none."""
 
 
 def _plain(source: Linear, _known: Quantised | None) -> nn.Module:
@@ -58,13 +67,17 @@ def _quantised(source: Linear, known: Quantised | None) -> nn.Module:
     return QuantisedLinear(source, known or Quantised.of(source.weight))
 
 
-def choose(place: torch.device, precision: str) -> Backend:
-    """Choose how linear layers run at a precision on a device.
+def choose(place: torch.device, precision: str, dimensions: Dimensions) -> Backend:
+    """Choose how the layers of a model of such dimensions run at a precision on a device.
 
     The head is float32 under both 16-bit types: with 8 or 11 bits of mantissa the best two of 25,055 logits
     are often equal. Raises ValueError for int8 where there is nothing to compute it with.
     """
     on_cpu = place.type == "cpu"
+    if on_cpu and native.fits(dimensions, precision):
+        compiled = _compiled(precision)
+        if _block_works(compiled) and works(compiled.make_head):
+            return compiled
     prepacked = on_cpu and works(_packed)
     exact = _packed if prepacked else _plain
     if precision == "float32":
@@ -77,6 +90,18 @@ def choose(place: torch.device, precision: str) -> Backend:
         return Backend("oneDNN, prepacked", _packed_bfloat16, exact)
     dtype: torch.dtype = getattr(torch, precision)
     return Backend("torch", lambda source, _known: CastLinear(source, dtype), exact)
+
+
+def _compiled(precision: str) -> Backend:
+    quantises = precision == "int8"
+
+    def make(source: Linear, known: Quantised | None) -> nn.Module:
+        return native.NativeLinear(source, "int8" if quantises else "float32", known)
+
+    def make_block(source: Block, known: Mapping[str, Quantised]) -> nn.Module:
+        return native.NativeBlock(source, precision, known)
+
+    return Backend("compiled, AVX-512", make, make, quantises, make_block)
 
 
 def works(make: Callable[[Linear, Quantised | None], nn.Module]) -> bool:
@@ -94,40 +119,24 @@ def _near(make: Callable[[Linear, Quantised | None], nn.Module], *, relu: bool, 
     with torch.inference_mode():
         try:
             found: torch.Tensor = make(layer, None)(rows, spans)
-        except (AttributeError, RuntimeError, TypeError, ValueError):
+        except _FAILURES:
             return False
         return torch.allclose(found.float(), layer(rows, spans), atol=_NEAR, rtol=_NEAR)
 
 
-def fit(network: SenseVoice, backend: Backend, kept: Path | None) -> None:
-    """Put the backend's layers in the place of all linear ones, 8-bit weights from the file `kept` if there.
-
-    Afterwards nothing of the checkpoint's file is held, unless its pages themselves are the weights.
-    """
-    known = cache.read(kept) if kept and backend.quantises else {}
-    made: dict[str, Quantised] = {}
-
-    def put(name: str, layer: Linear) -> None:
-        weights = known.get(name)
-        if backend.quantises and (weights is None or not weights.fits(layer.weight)):
-            weights = made[name] = Quantised.of(layer.weight)
-        parent, _, attribute = name.rpartition(".")
-        owner = network.get_submodule(parent)
-        make = backend.make_head if owner is network.ctc else backend.make
-        setattr(owner, attribute, make(layer, weights))
-
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, Linear)]
-    # oneDNN lays out 8-bit weights on one thread, a second for all of them; the other types on every thread.
-    # Only a few at once, because each of these may have a team of OpenMP's threads of its own.
-    if backend.quantises:
-        with ThreadPoolExecutor(min(_HELPERS, torch.get_num_threads())) as pool:
-            list(pool.map(put, *zip(*layers, strict=True)))
-    else:
-        for name, layer in layers:
-            put(name, layer)
-    if kept and made:
-        cache.write(kept, {**known, **made})
-    if not any(isinstance(layer, Linear) for layer in network.modules()):
-        # What is left is small, and would keep the whole file mapped.
-        for parameter in network.parameters():
-            parameter.data = parameter.data.clone()
+def _block_works(backend: Backend) -> bool:
+    """Try a backend of whole layers in the same way."""
+    random = torch.Generator().manual_seed(0)
+    block = Block(_SMALL.features, _SMALL).requires_grad_(requires_grad=False)
+    for parameter in block.parameters():
+        spread = parameter.shape[-1] ** -0.5 if parameter.ndim == _MATRIX else 0.5
+        parameter.copy_(torch.randn(parameter.shape, generator=random) * spread)
+    packing = Packing([15, 2], _SMALL, torch.device("cpu"))
+    rows = torch.randn(packing.total, _SMALL.features, generator=random)
+    with torch.inference_mode():
+        try:
+            found: torch.Tensor = backend.make_block(block, {})(rows, packing) if backend.make_block else rows
+        except _FAILURES:
+            return False
+        right: torch.Tensor = block(rows, packing)
+        return found.shape == right.shape and bool((found - right).abs().max() < _NEAR * right.abs().max())

@@ -19,7 +19,8 @@ from sensevoiced.engine.device import (
     within_memory,
 )
 from sensevoiced.engine.encoder import LANGUAGE_QUERY, WITH_ITN_QUERY, WITHOUT_ITN_QUERY, SenseVoice
-from sensevoiced.engine.precision import choose, fit
+from sensevoiced.engine.fitting import fit
+from sensevoiced.engine.precision import choose
 from sensevoiced.engine.reading import Reading, rows_of, warm_up_batches
 from sensevoiced.engine.richtext import TAG_FRAMES, Path
 from sensevoiced.jobs import EngineInfo, Recognition
@@ -61,14 +62,14 @@ class TorchEngine:
         precision = pick_precision(precision, place)
         give_way()
         cores = Cores(threads, learns=place.type == "cpu")
+        reading = Reading.of(model)
+        network = load_network(model, vocabulary=reading.tokenizer.size)
         try:
-            backend = choose(place, precision)
+            backend = choose(place, precision, network.dimensions)
         except ValueError as error:
             raise ConfigError(
                 "precision int8 needs oneDNN, which this build of torch lacks: choose float32 or bfloat16."
             ) from error
-        reading = Reading.of(model)
-        network = load_network(model, vocabulary=reading.tokenizer.size)
         parameters = sum(parameter.numel() for parameter in network.parameters())
         # Before the move: half the bytes over the bus, and never two whole copies on the device.
         fit(network, backend, cache.file_of(model.weights, cache_dir) if cache_dir else None)
