@@ -254,5 +254,5 @@ remove-settings:
 	@rmdir '$(DESTDIR)$(CONFDIR)' 2>/dev/null || :
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(OLDEST_VENV) .bench .fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(OLDEST_VENV) $(COMPILED) .bench .fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

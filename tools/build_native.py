@@ -16,9 +16,12 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SOURCE = Path("sensevoiced/engine/native.c")
 LIBRARY = Path("sensevoiced/engine/libsensevoice.so")
@@ -58,22 +61,22 @@ class NativeHook(BuildHookInterface[Any]):
             self.app.display_warning(f"sensevoiced is built without compiled layers: {lacking}")
 
 
-def build(source: Path, library: Path) -> str:
-    """Compile, whole or not at all; say in a sentence why not, or nothing."""
+def build(source: Path, library: Path, more: Sequence[str] = ()) -> str:
+    """Compile, with `more` flags, whole or not at all; say in a sentence why not, or nothing."""
     lacking = "they are for Linux on x86-64."
     if sys.platform == "linux" and platform.machine() == "x86_64":
-        lacking = _compile(source, library)
+        lacking = _compile(source, library, more)
     if lacking:
         # One of an earlier version would not be used, but somebody might wonder.
         library.unlink(missing_ok=True)
     return lacking
 
 
-def _compile(source: Path, library: Path) -> str:
+def _compile(source: Path, library: Path, more: Sequence[str]) -> str:
     compiler = shlex.split(os.environ.get("CC") or "cc")
     stamp = hashlib.sha256(source.read_bytes()).hexdigest()
     unfinished = library.with_suffix(f".{os.getpid()}.new")
-    command = [*compiler, *FLAGS, f'-DSOURCE="{stamp}"', str(source), "-lm", "-o", str(unfinished)]
+    command = [*compiler, *FLAGS, *more, f'-DSOURCE="{stamp}"', str(source), "-lm", "-o", str(unfinished)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
         unfinished.replace(library)

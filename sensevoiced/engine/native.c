@@ -13,12 +13,21 @@
  * width, hidden, a head's depth) are multiples of VECTOR; only a vocabulary is as large as it is.
  */
 
+#define _DEFAULT_SOURCE /* madvise */
+
 #include <immintrin.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_READ /* of glibc before 2.35 */
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
 
 extern void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 extern void GOMP_barrier(void);
@@ -125,6 +134,53 @@ static void spread(void (*work)(void *), void *data, int threads)
         GOMP_parallel(work, data, (unsigned)threads, 0);
     else
         work(data);
+}
+
+/* ---- Panels ---- */
+
+/* Sixteen rows of sixteen times four bytes to columns, WIDE apart; those from `rows` on are zeros. */
+static void transpose(const char *from, int64_t stride, int64_t rows, int32_t *to)
+{
+    __m512i a[VECTOR], b[VECTOR];
+    for (int i = 0; i < VECTOR; i++)
+        a[i] = i < rows ? _mm512_loadu_si512(from + i * stride) : _mm512_setzero_si512();
+    /* Pairs of rows, then fours: each quarter of a register has four rows of one column. */
+    for (int i = 0; i < VECTOR; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < VECTOR; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    /* Then the quarters: 0x88 takes the even ones of two registers, 0xdd the odd ones. */
+    for (int i = 0; i < 4; i++) {
+        __m512i even = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88), odd = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        __m512i even_below = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+        __m512i odd_below = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+        _mm512_storeu_si512(to + i * WIDE, _mm512_shuffle_i32x4(even, even_below, 0x88));
+        _mm512_storeu_si512(to + (i + 4) * WIDE, _mm512_shuffle_i32x4(odd, odd_below, 0x88));
+        _mm512_storeu_si512(to + (i + 8) * WIDE, _mm512_shuffle_i32x4(even, even_below, 0xdd));
+        _mm512_storeu_si512(to + (i + 12) * WIDE, _mm512_shuffle_i32x4(odd, odd_below, 0xdd));
+    }
+}
+
+/* Rows of `units` times four bytes, WIDE of them or fewer, to a panel [units][WIDE]. */
+static void fill_panel(const char *from, int64_t stride, int64_t rows, int64_t units, int32_t *panel)
+{
+    for (int64_t half = 0; half < WIDE; half += VECTOR, from += VECTOR * stride) {
+        int64_t left = least(rows - half, VECTOR), unit = 0;
+        for (; unit + VECTOR <= units; unit += VECTOR)
+            transpose(from + unit * 4, stride, left, panel + unit * WIDE + half);
+        for (; unit < units; unit++)
+            for (int64_t row = 0; row < VECTOR; row++) {
+                panel[unit * WIDE + half + row] = 0;
+                if (row < left)
+                    memcpy(panel + unit * WIDE + half + row, from + row * stride + unit * 4, 4);
+            }
+    }
 }
 
 /* ---- Products ----
@@ -417,12 +473,8 @@ static void lay_out(const struct attention *job, const struct batch *batch, int6
     const char *values = keys + job->heads * bytes;
     int32_t *to = (int32_t *)keys_of(job, batch, utterance, head);
     for (int64_t first = 0; first < length; first += WIDE, keys += WIDE * job->qkv.stride) {
-        int64_t count = least(length - first, WIDE);
-        for (int64_t unit = 0; unit < units; unit++, to += WIDE) {
-            for (int64_t row = 0; row < count; row++)
-                memcpy(to + row, keys + row * job->qkv.stride + unit * 4, 4);
-            memset(to + count, 0, (size_t)(WIDE - count) * 4);
-        }
+        fill_panel(keys, job->qkv.stride, least(length - first, WIDE), units, to);
+        to += WIDE * units;
     }
     char *panel = values_of(job, batch, utterance, head);
     for (int64_t c = 0; c < job->depth; c += WIDE)
@@ -738,16 +790,22 @@ void sensevoice_linear(const struct linear *linear, const struct batch *batch, i
 
 /* ---- Before all that ---- */
 
+/* Have the pages of a stretch of memory made or mapped at once: one by one each costs microseconds, and those of a
+ * model half a second. A kernel before 5.14 cannot, and they come one by one. */
+static void populate(const void *memory, int64_t bytes, int advice)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)memory / page * page;
+    madvise((void *)begin, (uintptr_t)memory + (uintptr_t)bytes - begin, advice);
+}
+
 /* Weights [outputs][units] of four bytes to panels [outputs / WIDE][units][WIDE]; the last one filled up with 0. */
 void sensevoice_lay_out(const int32_t *weights, int64_t outputs, int64_t units, int32_t *panels)
 {
-    for (int64_t first = 0; first < outputs; first += WIDE, panels += WIDE * units) {
-        const int32_t *from = weights + first * units;
-        int64_t count = least(outputs - first, WIDE);
-        for (int64_t unit = 0; unit < units; unit++)
-            for (int64_t output = 0; output < WIDE; output++)
-                panels[unit * WIDE + output] = output < count ? from[output * units + unit] : 0;
-    }
+    populate(weights, outputs * units * 4, MADV_POPULATE_READ);
+    populate(panels, filled_up(outputs, WIDE) * units * 4, MADV_POPULATE_WRITE);
+    for (int64_t first = 0; first < outputs; first += WIDE)
+        fill_panel((const char *)(weights + first * units), units * 4, least(outputs - first, WIDE), units,
+                   panels + first * units);
 }
 
 /* What this was built from: the library of another version has other structures. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -84,6 +85,51 @@ def test_every_file_of_the_packages_is_in_the_wheel(repository, metadata, folder
         if file.is_file() and "__pycache__" not in file.parts
     }
     assert there - set(metadata[1]) == set()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="is for x86-64")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_the_compiled_layers_are_in_the_wheel(wheel, metadata):
+    """It is then for this platform, and for any Python; it is built from the source that lies beside."""
+    assert re.fullmatch(r"sensevoiced-.*-py3-none-linux_x86_64\.whl", wheel.name)
+    assert {"sensevoiced/engine/libsensevoice.so", "sensevoiced/engine/native.c"} <= set(metadata[1])
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """What builds the compiled layers."""
+    pytest.importorskip("hatchling", reason="the [dev] extra is not installed")
+    from tools import build_native
+
+    monkeypatch.setattr(build_native.sys, "platform", "linux")
+    monkeypatch.setattr(build_native.platform, "machine", lambda: "x86_64")
+    return build_native.build
+
+
+@pytest.mark.parametrize(
+    ("compiler", "sentence"),
+    [
+        ("no-such-compiler", "there is no C compiler no-such-compiler; install one, or name it in CC."),
+        ("false --really", "false failed"),
+    ],
+)
+def test_without_a_working_compiler_there_is_a_sentence_and_no_library(  # noqa: PLR0917 - fixtures
+    build, monkeypatch, tmp_path, repository, compiler, sentence
+):
+    """Neither half of one nor an older one is left."""
+    library = tmp_path / "libsensevoice.so"
+    library.write_bytes(b"of an earlier version")
+    monkeypatch.setenv("CC", compiler)
+    assert build(repository / "sensevoiced/engine/native.c", library).startswith(sentence)
+    assert not list(tmp_path.iterdir())
+
+
+def test_for_other_processors_nothing_is_compiled(build, monkeypatch, tmp_path, repository):
+    """The package is whole without."""
+    monkeypatch.setattr("tools.build_native.platform.machine", lambda: "aarch64")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    lacking = build(repository / "sensevoiced/engine/native.c", tmp_path / "libsensevoice.so")
+    assert lacking == "they are for Linux on x86-64."
 
 
 def test_the_package_stays_small(wheel):
