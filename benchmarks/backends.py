@@ -21,6 +21,7 @@ from torch import nn
 
 from sensevoiced.engine.int8 import Quantised, QuantisedLinear
 from sensevoiced.engine.linear import CastLinear, Linear, PackedLinear
+from sensevoiced.engine.native import NativeLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,13 +162,15 @@ def onnx_runtime(*, int8: bool) -> Callable[[list[Linear]], Run]:
 BACKENDS: dict[str, Callable[[list[Linear]], Any]] = {
     "float32: torch (MKL)": ours(lambda layer: layer),
     "float32: MKL, prepacked": mkl_packed,
-    "float32: oneDNN, prepacked (taken)": ours(lambda layer: PackedLinear(layer, torch.float32)),
+    "float32: compiled (taken, AVX-512)": ours(lambda layer: NativeLinear(layer, "float32", None)),
+    "float32: oneDNN, prepacked (taken elsewhere)": ours(lambda layer: PackedLinear(layer, torch.float32)),
     "float32: inductor, frozen": inductor(torch.float32),
     "float32: ONNX Runtime": onnx_runtime(int8=False),
     "bfloat16: torch": ours(lambda layer: CastLinear(layer, torch.bfloat16)),
-    "bfloat16: oneDNN, prepacked (taken)": ours(lambda layer: PackedLinear(layer, torch.bfloat16)),
+    "bfloat16: oneDNN, prepacked (taken elsewhere)": ours(lambda layer: PackedLinear(layer, torch.bfloat16)),
     "bfloat16: inductor, frozen": inductor(torch.bfloat16),
-    "int8: oneDNN (taken)": ours(lambda layer: QuantisedLinear(layer, Quantised.of(layer.weight))),
+    "int8: compiled (taken, AVX-512)": ours(lambda layer: NativeLinear(layer, "int8", None)),
+    "int8: oneDNN (taken elsewhere)": ours(lambda layer: QuantisedLinear(layer, Quantised.of(layer.weight))),
     "int8: torch's quantised Linear, oneDNN": torch_quantised("onednn"),
     "int8: torch's quantised Linear, fbgemm": torch_quantised("fbgemm"),
     "int8: torchao": torchao,

@@ -90,11 +90,11 @@ class BatchLimits:
     max_batch_frames: int = 4_096
     """Frames of all utterances together (about 245 s of speech): bounds the activations to about 200 MiB in
     float32. What memory allows; on a CPU time is shorter, and the next limit smaller."""
-    cpu_frames_per_thread: int = 128
+    cpu_frames_per_thread: int = 96
     """The same on a CPU, for each thread: nobody's turn comes before a batch has ended, so it holds what
-    makes it efficient and no more. Of the full-size model on two threads, 3 x 5 s (249 frames) ran 24 %
-    faster together than alone in float32 and 7 % in int8; 6 x 5 s ran 9 and 7 % faster than that, in nearly
-    twice the time."""
+    makes it efficient and no more. Of 5 s clips by 8 clients, the full-size model in float32 on two threads
+    answered 21.0 s of audio a second three at a time (128), 20.0 two at a time (96) and 18.8 one by one (64);
+    95 % of the answers came within 2.39, 2.24 and 2.24 s."""
     max_batch_attention: int = 4_096 * 512
     """Sum over utterances of frames squared: attention is quadratic in one utterance and linear in their
     number."""

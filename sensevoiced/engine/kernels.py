@@ -21,7 +21,7 @@ torch's layer above it."""
 _FOR_A_BATCH = 32
 """Where layers run on a whole batch at once: it needs seven, three batches' worth stays."""
 _FOR_A_THREAD = 32
-"""Where they run utterance by utterance, each length with kernels of its own. A batch has 128 frames for each
+"""Where they run utterance by utterance, each length with kernels of its own. A batch has 96 frames for each
 thread, so on two at most six lengths in 8 bits, which are rounded up to eight, with five kernels each, twelve
 of attention, with two, and eight of the head. On more threads it is less for each. With 96, 64 and 48 in all
 batches of 12 utterances of 13 to 24 frames and of 7 of 9 to 57 took the same time on two threads, and 200

@@ -1,4 +1,4 @@
-"""The compiled layers compute what torch's do, whatever the batch; and where there are none, nothing is lost."""
+"""The compiled layers compute what torch's do, whatever the batch; where there are none, nothing is lost."""
 
 from __future__ import annotations
 
