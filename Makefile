@@ -11,7 +11,6 @@ STAMPS := $(VENV)/stamps
 BENCH_VENV := .venv-bench
 OLDEST_VENV := .venv-oldest
 SOURCES := $(wildcard sensevoiced svctl tests tools benchmarks)
-COMPILED := sensevoiced/engine/libsensevoice.so
 MANUAL := man1/svctl.1 man5/sensevoiced.toml.5 man8/sensevoiced.8
 
 # Where `make install` puts things. DESTDIR is a package builder's staging folder: nothing outside it is touched.
@@ -96,8 +95,13 @@ $(STAMPS)/constraints.txt: $(STAMPS)/venv constraints.txt FORCE
 .PHONY: FORCE
 FORCE:
 
+# Which compiler there is, so that a first one is made use of. Its absence is no mistake: tools/build_native.py.
+$(STAMPS)/compiler: $(STAMPS)/venv FORCE
+	@command -v $(firstword $(CC)) > $@.new || :
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
 # svctl/__main__.py is copied as the script svctl, native.c is compiled; all else is read from the checkout.
-$(STAMPS)/daemon: $(STAMPS)/constraints.txt pyproject.toml svctl/__main__.py sensevoiced/engine/native.c tools/build_native.py
+$(STAMPS)/daemon: $(STAMPS)/constraints.txt pyproject.toml svctl/__main__.py $(STAMPS)/compiler sensevoiced/engine/native.c tools/build_native.py
 	$(BIN)/pip install --quiet -c $(STAMPS)/constraints.txt -e '.[daemon,hub]'
 	$(call SPACED,$(CURDIR)/$(BIN))
 	@touch $@
@@ -254,5 +258,5 @@ remove-settings:
 	@rmdir '$(DESTDIR)$(CONFDIR)' 2>/dev/null || :
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(OLDEST_VENV) $(COMPILED) .bench .fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(OLDEST_VENV) sensevoiced/engine/libsensevoice* .bench .fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,7 +27,8 @@ SOURCE = Path("sensevoiced/engine/native.c")
 LIBRARY = Path("sensevoiced/engine/libsensevoice.so")
 FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512bf16", "fma")
 """What native.c asks for; whether the processor that it runs on has them, it says itself."""
-FLAGS = ["-std=c11", "-O3", "-fPIC", "-shared", "-Wall", "-Wextra", *(f"-m{name}" for name in FEATURES)]
+FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra"]
+FLAGS += [f"-m{name}" for name in FEATURES]
 
 
 class NativeHook(BuildHookInterface[Any]):
@@ -62,30 +63,34 @@ class NativeHook(BuildHookInterface[Any]):
 
 
 def build(source: Path, library: Path, more: Sequence[str] = ()) -> str:
-    """Compile, with `more` flags, whole or not at all; say in a sentence why not, or nothing."""
-    lacking = "they are for Linux on x86-64."
-    if sys.platform == "linux" and platform.machine() == "x86_64":
-        lacking = _compile(source, library, more)
-    if lacking:
-        # One of an earlier version would not be used, but somebody might wonder.
-        library.unlink(missing_ok=True)
-    return lacking
+    """Compile, with `more` flags, whole or not at all; say in a sentence why not, or nothing.
 
-
-def _compile(source: Path, library: Path, more: Sequence[str]) -> str:
-    compiler = shlex.split(os.environ.get("CC") or "cc")
-    stamp = hashlib.sha256(source.read_bytes()).hexdigest()
-    unfinished = library.with_suffix(f".{os.getpid()}.new")
-    command = [*compiler, *FLAGS, *more, f'-DSOURCE="{stamp}"', str(source), "-lm", "-o", str(unfinished)]
+    A library that is there already stays where this fails: the engine does not use one of another source.
+    """
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "they are for Linux on x86-64."
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        unfinished.replace(library)
-    except FileNotFoundError:
-        return f"there is no C compiler {compiler[0]}; install one, or name it in CC."
+        compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    except ValueError as error:
+        return f"the compiler's name in CC cannot be read: {error}."
+    try:
+        _compile(compiler, source, library, more)
     except OSError as error:
+        if error.filename == compiler[0]:
+            return f"there is no C compiler {compiler[0]}; install one, or name it in CC."
         return f"{error.strerror} ({error.filename})."
     except subprocess.CalledProcessError as error:
         return f"{compiler[0]} failed: {error.stderr.strip()[-500:]}"
-    finally:
-        unfinished.unlink(missing_ok=True)
     return ""
+
+
+def _compile(compiler: Sequence[str], source: Path, library: Path, more: Sequence[str]) -> None:
+    stamp = hashlib.sha256(source.read_bytes()).hexdigest()
+    # Beside its place, so that it comes there in one step, whoever else builds or runs at the same time.
+    with tempfile.TemporaryDirectory(
+        dir=library.parent, prefix=f"{library.stem}-", ignore_cleanup_errors=True
+    ) as folder:
+        made = Path(folder) / library.name
+        command = [*compiler, *FLAGS, *more, f'-DSOURCE="{stamp}"', str(source), "-lm", "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+        made.replace(library)

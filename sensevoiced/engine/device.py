@@ -73,8 +73,10 @@ def pick_precision(precision: str, place: torch.device) -> str:
     return precision
 
 
-def within_memory(work: Callable[[], _T]) -> _T:
+def within_memory(work: Callable[[], _T], release: Callable[[], None] = lambda: None) -> _T:
     """Do `work`; where the device's memory does not suffice, free what it held and raise OutOfMemory.
+
+    `release` lets go of what is kept for the next batch.
 
     Raises DeviceLost where the device does not answer any more.
     """
@@ -88,6 +90,7 @@ def within_memory(work: Callable[[], _T]) -> _T:
     # Outside the except block: while the exception was in scope, its traceback held the batch's tensors.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    release()
     trim_memory()
     raise OutOfMemory(reason)
 

@@ -48,7 +48,7 @@ class Memory(nn.Module):
 
     def taps(self) -> torch.Tensor:
         """Give the weights as they are used, shape (kernel, width)."""
-        taps = self.weight[:, 0, :].t().contiguous()
+        taps = self.weight[:, 0, :].t().clone(memory_format=torch.contiguous_format)
         # The input itself is one more of the middle tap.
         taps[self.left] += 1
         return taps

@@ -29,12 +29,12 @@ def _has(ability: str) -> bool:
     return bool(ask and ask())
 
 
-_BFLOAT16 = _has("avx512_bf16")
+BFLOAT16, VNNI = _has("avx512_bf16"), _has("vnni")
 _OFFSETS = torch.arange(256.0) + 1.5 * 2**23
 """What is added to a number so that the low byte of the sum's bits is that number plus 0 to 255, rounded to
 even: from 2**23 to 2**24 a float32 counts by ones. One pass instead of two, and torch keeps the low byte of
 an int32 several times as fast as it converts a float32 to uint8."""
-_STEPS = 254 if _has("vnni") else 126
+_STEPS = 254 if VNNI else 126
 """Without VNNI two products are summed in 16 bits, which 8-bit inputs would overflow: they get 7."""
 _TILE = 8
 """Rows are padded to a multiple of it: oneDNN compiles a kernel for every shape (2 ms, a third of a MiB), and
@@ -82,7 +82,7 @@ class QuantisedLinear(nn.Module):
         self._zero = torch.zeros(len(source.bias), dtype=torch.int64)
         self._bias = source.bias.clone()
         self._after = "relu" if source.relu else "none"
-        self._dtype = torch.bfloat16 if source.narrow and _BFLOAT16 else torch.float32
+        self._dtype = torch.bfloat16 if source.narrow and BFLOAT16 else torch.float32
 
     def forward(self, rows: torch.Tensor, spans: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Map (N, inputs) to (N, outputs), utterance by utterance."""

@@ -29,6 +29,18 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
+/* For the tests: what lies between two pieces of working memory must not be touched. */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define FORBID(memory, bytes) __asan_poison_memory_region(memory, (size_t)(bytes))
+#define ALLOW(memory, bytes) __asan_unpoison_memory_region(memory, (size_t)(bytes))
+enum { GAP = 64 };
+#else
+#define FORBID(memory, bytes) ((void)(memory), (void)(bytes))
+#define ALLOW(memory, bytes) FORBID(memory, bytes)
+enum { GAP = 0 };
+#endif
+
 extern void GOMP_parallel(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 extern void GOMP_barrier(void);
 extern int omp_get_thread_num(void);
@@ -609,7 +621,7 @@ static void run_layer(void *data)
     const struct attention *attention = &layer->attention;
     int type = block->qkv.type, between = type == BFLOAT16 ? BFLOAT16 : FLOAT32;
     int64_t rows = batch->starts[batch->utterances], inputs = block->qkv.inputs, width = block->out.outputs;
-    struct matrix scores = {attention->scores, attention->scores_bytes / TALL};
+    struct matrix scores = {attention->scores, filled_up(batch->longest, WIDE) * 4 + LINE};
     if (team->threads > 1)
         scores.data += omp_get_thread_num() * attention->scores_bytes;
 
@@ -664,7 +676,9 @@ struct room {
 static void *cut(struct room *room, int64_t bytes)
 {
     char *piece = room->at ? room->at + room->used : NULL;
-    room->used += filled_up(bytes, LINE);
+    room->used += filled_up(bytes, LINE) + GAP;
+    if (piece)
+        FORBID(piece + bytes, room->at + room->used - piece - bytes);
     return piece;
 }
 
@@ -706,8 +720,11 @@ static int64_t furnish(struct layer *layer, char *memory)
     attention->mixed = cut_rows(&room, rows, width * bytes_of(between));
     attention->keys = cut(&room, filled * key_bytes(attention));
     attention->values = cut(&room, filled * value_bytes(attention));
-    attention->scores_bytes = TALL * (filled_up(batch->longest, WIDE) * 4 + LINE);
-    attention->scores = cut(&room, attention->scores_bytes * layer->team.threads);
+    int64_t scores = TALL * (filled_up(batch->longest, WIDE) * 4 + LINE);
+    attention->scores_bytes = scores + GAP;
+    attention->scores = cut(&room, scores);
+    for (int i = 1; i < layer->team.threads; i++)
+        cut(&room, scores);
     if (type == INT8)
         cut_input(&room, rows, hidden > inputs ? hidden : inputs, &layer->input, &layer->extent);
     return room.used;
@@ -725,10 +742,11 @@ void sensevoice_block(const struct block *block, const struct batch *batch, int 
                       char *room)
 {
     struct layer layer = {.block = block, .batch = batch, .team = {.threads = threads}};
-    furnish(&layer, room);
+    int64_t bytes = furnish(&layer, room);
     layer.rows = (struct matrix){(char *)rows, block->qkv.inputs * 4};
     layer.result = (struct matrix){(char *)result, block->out.outputs * 4};
     spread(run_layer, &layer, threads);
+    ALLOW(room, bytes);
 }
 
 /* ---- A linear layer alone ---- */
@@ -782,10 +800,11 @@ void sensevoice_linear(const struct linear *linear, const struct batch *batch, i
                        char *room)
 {
     struct alone alone = {.linear = linear, .batch = batch, .team = {.threads = threads}};
-    furnish_alone(&alone, room);
+    int64_t bytes = furnish_alone(&alone, room);
     alone.rows = (struct matrix){(char *)rows, linear->inputs * 4};
     alone.result = (struct matrix){(char *)result, linear->outputs * 4};
     spread(run_alone, &alone, threads);
+    ALLOW(room, bytes);
 }
 
 /* ---- Before all that ---- */

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it everywhere
 
-from sensevoiced.engine.int8 import Quantised
+from sensevoiced.engine.int8 import BFLOAT16, VNNI, Quantised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,6 +82,7 @@ class _Batch:
             for first in range(start, end, _TALL)
         ]
         self._held = torch.tensor(starts), torch.tensor(pieces)
+        self.rows = starts[-1]
         pointers = (held.data_ptr() for held in self._held)
         self.fields = _BatchFields(*pointers, len(lengths), len(pieces), max(lengths))
 
@@ -104,7 +105,12 @@ def library() -> ctypes.CDLL | None:
         if not loaded.sensevoice_supported():
             return None
     except (OSError, AttributeError) as error:
-        log.debug("no compiled layers: %s", error)
+        if BFLOAT16 and VNNI:
+            log.warning(
+                "the compiled layers, which are faster on this processor, cannot be loaded (%s): with a C"
+                " compiler there, install again",
+                error,
+            )
         return None
     loaded.sensevoice_lay_out.argtypes = [_Pointer, ctypes.c_int64, ctypes.c_int64, _Pointer]
     loaded.sensevoice_lay_out.restype = None
@@ -172,7 +178,7 @@ class NativeLinear(nn.Module):
         """Map (N, inputs) to (N, outputs) in float32, of the utterances at `spans`."""
         lengths = tuple(end - start for start, end in spans)
         fields = self._weights.fields
-        return _run("linear", fields, lengths, rows, fields.outputs)
+        return _run("linear", fields, lengths, rows, (fields.inputs, fields.outputs))
 
 
 class NativeBlock(nn.Module):
@@ -203,24 +209,35 @@ class NativeBlock(nn.Module):
 
     def forward(self, rows: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Map (total, inputs) to (total, width), in float32 whatever the type of the linear layers."""
-        return _run("block", self._fields, packing.lengths, rows, self._fields.out.outputs)
+        sizes = self._fields.qkv.inputs, self._fields.out.outputs
+        return _run("block", self._fields, packing.lengths, rows, sizes)
 
 
 def _run(
-    what: str, fields: ctypes.Structure, lengths: tuple[int, ...], rows: torch.Tensor, outputs: int
+    what: str, fields: ctypes.Structure, lengths: tuple[int, ...], rows: torch.Tensor, sizes: tuple[int, int]
 ) -> torch.Tensor:
-    """Call one of native.c's two functions on rows (N, inputs) of utterances of `lengths`."""
+    """Call one of native.c's two functions on rows (N, inputs) of utterances of `lengths`.
+
+    Raises ValueError where they do not fit: behind this line nothing is checked.
+    """
     native = _loaded()
     batch = _batch_of(lengths)
+    inputs, outputs = sizes
+    if rows.shape != (batch.rows, inputs) or rows.dtype != torch.float32 or not rows.is_cpu:
+        raise ValueError(
+            f"rows {tuple(rows.shape)} of {rows.dtype} are not {batch.rows} x {inputs} of float32"
+        )
     arguments = ctypes.byref(fields), ctypes.byref(batch.fields), torch.get_num_threads()
     rows = rows.contiguous()
-    result = rows.new_empty(len(rows), outputs)
+    result = rows.new_empty(batch.rows, outputs)
     room = _room(getattr(native, f"{what}_room")(*arguments))
     getattr(native, what)(*arguments, rows.data_ptr(), result.data_ptr(), room.data_ptr())
     return result
 
 
 _rooms = [torch.empty(0, dtype=torch.uint8)]
+_ROOM_STEP = 2**22
+"""Working memory grows by so much at least: a 30 s utterance needs 12 MiB in float32."""
 
 
 def _room(size: int) -> torch.Tensor:
@@ -229,7 +246,11 @@ def _room(size: int) -> torch.Tensor:
     There is one engine thread, so one is enough.
     """
     if len(_rooms[0]) < size:
-        # The old one first: both at once may be too much.
-        _rooms[0] = torch.empty(0, dtype=torch.uint8)
-        _rooms[0] = torch.empty(size, dtype=torch.uint8)
+        release()
+        _rooms[0] = torch.empty(-(-size // _ROOM_STEP) * _ROOM_STEP, dtype=torch.uint8)
     return _rooms[0]
+
+
+def release() -> None:
+    """Let go of the working memory, which is as large as the largest batch so far needed."""
+    _rooms[0] = torch.empty(0, dtype=torch.uint8)

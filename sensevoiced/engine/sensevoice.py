@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sensevoiced.config import ConfigError
-from sensevoiced.engine import cache
+from sensevoiced.engine import cache, native
 from sensevoiced.engine.checkpoint import load_network
 from sensevoiced.engine.cores import Cores, give_way
 from sensevoiced.engine.device import (
@@ -100,7 +100,7 @@ class TorchEngine:
         Raises OutOfMemory where the device has too little for it.
         """
         with self._cores.batch(sum(utterance.frames for utterance, _ in batch)):
-            paths = within_memory(lambda: self._paths(batch))
+            paths = within_memory(lambda: self._paths(batch), native.release)
         return self._reading.recognitions(batch, paths)
 
     def between_layers(self, do: Callable[[], None]) -> None:
@@ -114,6 +114,7 @@ class TorchEngine:
     def close(self) -> None:
         """Let go of the weights; the engine is not used after it."""
         del self._network
+        native.release()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

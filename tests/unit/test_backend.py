@@ -34,8 +34,8 @@ class Engine(FakeEngine):
 @pytest.mark.parametrize(
     ("device", "engine_threads", "asked_threads", "limits", "frames", "threads"),
     [
-        ("cpu", 2, 0, BatchLimits(), 256, 2),
-        ("cpu", 2, 5, BatchLimits(), 256, 2),
+        ("cpu", 2, 0, BatchLimits(), 192, 2),
+        ("cpu", 2, 5, BatchLimits(), 192, 2),
         ("cpu", 0, 5, BatchLimits(cpu_frames_per_thread=100), 500, 5),
         ("cpu", 64, 0, BatchLimits(), 4_096, 64),
         ("cuda:0", 0, 3, BatchLimits(max_batch_frames=777), 777, 3),

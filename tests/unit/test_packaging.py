@@ -111,17 +111,35 @@ def build(monkeypatch):
     [
         ("no-such-compiler", "there is no C compiler no-such-compiler; install one, or name it in CC."),
         ("false --really", "false failed"),
+        ("'cc", "the compiler's name in CC cannot be read"),
     ],
 )
-def test_without_a_working_compiler_there_is_a_sentence_and_no_library(  # noqa: PLR0917 - fixtures
+def test_without_a_working_compiler_there_is_a_sentence(  # noqa: PLR0917 - fixtures
     build, monkeypatch, tmp_path, repository, compiler, sentence
 ):
-    """Neither half of one nor an older one is left."""
+    """No half of a library is left, and one that is there stays: the engine looks what it was built from."""
     library = tmp_path / "libsensevoice.so"
-    library.write_bytes(b"of an earlier version")
+    library.write_bytes(b"of another environment")
     monkeypatch.setenv("CC", compiler)
     assert build(repository / "sensevoiced/engine/native.c", library).startswith(sentence)
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [library]
+
+
+def test_a_compiler_may_say_anything(build, monkeypatch, tmp_path, repository):
+    """What is no UTF-8, too; and an empty CC means cc."""
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\nprintf '\\344\\n' >&2; exit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CC", " ")
+    lacking = build(repository / "sensevoiced/engine/native.c", tmp_path / "libsensevoice.so")
+    assert lacking == "cc failed: \ufffd"
+
+
+def test_where_nothing_can_be_written_there_is_a_sentence(build, tmp_path, repository):
+    """As in a source tree on a read-only disk."""
+    lacking = build(repository / "sensevoiced/engine/native.c", tmp_path / "absent" / "libsensevoice.so")
+    assert lacking.startswith(f"No such file or directory ({tmp_path / 'absent'}")
 
 
 def test_for_other_processors_nothing_is_compiled(build, monkeypatch, tmp_path, repository):
