@@ -251,6 +251,10 @@ def _room(size: int) -> torch.Tensor:
     return _rooms[0]
 
 
-def release() -> None:
-    """Let go of the working memory, which is as large as the largest batch so far needed."""
-    _rooms[0] = torch.empty(0, dtype=torch.uint8)
+def release(beyond: int = 0) -> None:
+    """Let go of the working memory, where it is larger than `beyond` bytes.
+
+    It is as large as the largest batch since the last time needed.
+    """
+    if len(_rooms[0]) > beyond:
+        _rooms[0] = torch.empty(0, dtype=torch.uint8)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _HEAD_ROWS = 64
 """Rows whose logits exist at once: 64 x 25,055 float32 are 6 MiB, and more rows are no faster."""
+_KEPT_BYTES = 8 * 2**20
+"""Working memory of compiled layers that waits for the next batch: enough for 15 s in float32."""
 
 
 class TorchEngine:
@@ -101,6 +103,7 @@ class TorchEngine:
         """
         with self._cores.batch(sum(utterance.frames for utterance, _ in batch)):
             paths = within_memory(lambda: self._paths(batch), native.release)
+        native.release(beyond=_KEPT_BYTES)
         return self._reading.recognitions(batch, paths)
 
     def between_layers(self, do: Callable[[], None]) -> None:

@@ -291,6 +291,16 @@ def test_working_memory_is_given_back_where_memory_lacks(model, monkeypatch):
     assert not len(native._rooms[0])
 
 
+@needs_native
+def test_much_working_memory_is_not_kept(model):
+    """What an unusual batch took goes back; what usual ones take stays."""
+    engine = load(model, "float32")
+    engine.run([work(1, 100)])
+    assert 0 < len(native._rooms[0]) <= 2**23
+    engine.run([work(i, 2_000) for i in range(6)])
+    assert not len(native._rooms[0])
+
+
 SANITIZED = """
     import sys; sys.path[:0] = sys.argv[1:3]
     from pathlib import Path
