@@ -97,7 +97,7 @@ FORCE:
 
 # Which compiler there is, so that a first one is made use of. Its absence is no mistake: tools/build_native.py.
 $(STAMPS)/compiler: $(STAMPS)/venv FORCE
-	@command -v $(firstword $(CC)) > $@.new || :
+	@command -v '$(firstword $(CC))' > $@.new || :
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 # svctl/__main__.py is copied as the script svctl, native.c is compiled; all else is read from the checkout.

@@ -99,6 +99,7 @@ static inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b;
 static inline int64_t filled_up(int64_t a, int64_t unit) { return divided_up(a, unit) * unit; }
 static inline int64_t bytes_of(int type) { return type == FLOAT32 ? 4 : type == BFLOAT16 ? 2 : 1; }
 static inline int64_t unit_of(int type) { return 4 / bytes_of(type); }
+static inline int64_t units_of(const struct linear *linear) { return linear->inputs / unit_of(linear->type); }
 
 /* VECTOR numbers of a type, as float32. */
 static inline __m512 load(const char *from, int type)
@@ -285,7 +286,7 @@ static void int8_results(const struct linear *linear, struct quantised from, int
 {
     __m512i sums[TALL][2];
     struct matrix a = {from.steps.data + row * from.steps.stride, from.steps.stride};
-    int8_tile(end - row, a, panel, divided_up(linear->inputs, 4), sums);
+    int8_tile(end - row, a, panel, units_of(linear), sums);
     for (int half = 0; half < 2; half++) {
         int64_t at = column + half * VECTOR;
         __m512 bias = _mm512_loadu_ps(linear->bias + at), scale = _mm512_loadu_ps(linear->scale + at);
@@ -304,7 +305,7 @@ static void float_results(const struct linear *linear, struct matrix from, int64
 {
     __m512 sums[TALL][2];
     struct matrix a = {from.data + row * from.stride, from.stride};
-    float_tile(linear->type, end - row, a, panel, divided_up(linear->inputs, unit_of(linear->type)), sums);
+    float_tile(linear->type, end - row, a, panel, units_of(linear), sums);
     for (int half = 0; half < 2; half++) {
         int64_t at = column + half * VECTOR;
         __m512 bias = _mm512_loadu_ps(linear->bias + at);
@@ -320,7 +321,7 @@ static void product(struct team *team, enum phase phase, const struct linear *li
                     int64_t rows, const struct result *result)
 {
     int64_t panels = divided_up(linear->outputs, WIDE);
-    int64_t bytes = divided_up(linear->inputs, unit_of(linear->type)) * 2 * LINE;
+    int64_t bytes = units_of(linear) * 2 * LINE;
     int64_t tiles = divided_up(rows, TALL);
     int64_t parts = least(divided_up((int64_t)TASKS_A_THREAD * team->threads, panels), tiles);
     int64_t task = take(team, phase);
@@ -453,13 +454,14 @@ struct attention {
     int64_t scores_bytes; /* of a thread */
 };
 
-/* Rows' room in panels: an utterance's are filled up to WIDE, and two more for odd ones. */
+/* Rows before an utterance's in panels, at most: each utterance's are filled up to WIDE. */
 static inline int64_t panel_rows(const struct batch *batch, int64_t utterance)
 {
     return batch->starts[utterance] + utterance * WIDE;
 }
 
-static inline int64_t key_bytes(const struct attention *job) { return filled_up(job->depth * bytes_of(job->type), 4); }
+/* Bytes of a row in panels of keys, which are a head of it; in panels of values those are filled up. */
+static inline int64_t key_bytes(const struct attention *job) { return job->depth * bytes_of(job->type); }
 static inline int64_t value_bytes(const struct attention *job)
 {
     return filled_up(job->depth, WIDE) * bytes_of(job->type);
@@ -480,7 +482,7 @@ static char *values_of(const struct attention *job, const struct batch *batch, i
 static void lay_out(const struct attention *job, const struct batch *batch, int64_t utterance, int64_t head)
 {
     int64_t start = batch->starts[utterance], length = batch->starts[utterance + 1] - start;
-    int64_t bytes = job->depth * bytes_of(job->type), units = bytes / 4;
+    int64_t bytes = key_bytes(job), units = bytes / 4;
     const char *keys = job->qkv.data + start * job->qkv.stride + (job->heads + head) * bytes;
     const char *values = keys + job->heads * bytes;
     int32_t *to = (int32_t *)keys_of(job, batch, utterance, head);
@@ -545,7 +547,7 @@ static void attend(const struct attention *job, const struct batch *batch, const
     __m512 sums[TALL][2];
     float factors[TALL];
     int64_t rows = piece[1] - piece[0], length = batch->starts[piece[2] + 1] - batch->starts[piece[2]];
-    int64_t bytes = job->depth * bytes_of(job->type), units = bytes / 4;
+    int64_t bytes = key_bytes(job), units = bytes / 4;
     float scale = 1 / sqrtf((float)job->depth);
     struct matrix query = {job->qkv.data + piece[0] * job->qkv.stride + head * bytes, job->qkv.stride};
     const char *panel = keys_of(job, batch, piece[2], head);
@@ -572,99 +574,37 @@ static void attend(const struct attention *job, const struct batch *batch, const
     }
 }
 
-/* ---- A layer ---- */
+/* ---- What a layer and a linear layer alone have in common ---- */
 
-struct layer {
+struct job {
     struct team team;
-    const struct block *block;
     const struct batch *batch;
     struct matrix rows, result;
-    struct matrix normal;       /* a norm's output */
-    struct matrix attended;     /* with the residual */
-    struct matrix hidden;
     struct extent extent;
-    struct quantised input;     /* of the product that is next */
-    struct attention attention;
+    struct quantised input; /* of the product that is next, in 8 bits */
 };
 
 static const int64_t *piece_of(const struct batch *batch, int64_t number) { return batch->pieces + 3 * number; }
 
-/* What the next product takes: the rows themselves, or in 8 bits. */
-static struct quantised input_of(struct layer *layer, enum phase phase, struct matrix from, int64_t width)
+static void measure_all(struct job *job, enum phase phase, int type, struct matrix from, int64_t width)
 {
-    if (layer->block->qkv.type != INT8)
-        return (struct quantised){from, NULL, NULL};
-    for (int64_t i; (i = take(&layer->team, phase)) < layer->batch->count;)
-        quantise(layer->batch, piece_of(layer->batch, i), from, width, layer->extent, layer->input);
-    meet(&layer->team);
-    return layer->input;
-}
-
-static void measure_all(struct layer *layer, enum phase phase, struct matrix from, int64_t width)
-{
-    if (layer->block->qkv.type != INT8)
+    if (type != INT8)
         return;
-    for (int64_t i; (i = take(&layer->team, phase)) < layer->batch->count;) {
-        const int64_t *piece = piece_of(layer->batch, i);
-        for (int64_t row = piece[0]; row < piece[1]; row++)
-            measure(from, row, width, layer->extent);
-    }
-    meet(&layer->team);
+    for (int64_t i; (i = take(&job->team, phase)) < job->batch->count;)
+        for (int64_t row = piece_of(job->batch, i)[0]; row < piece_of(job->batch, i)[1]; row++)
+            measure(from, row, width, job->extent);
+    meet(&job->team);
 }
 
-static void run_layer(void *data)
+/* What the next product takes: the rows themselves, or, once they have been measured, in 8 bits. */
+static struct quantised input_of(struct job *job, enum phase phase, int type, struct matrix from, int64_t width)
 {
-    struct layer *layer = data;
-    struct team *team = &layer->team;
-    const struct block *block = layer->block;
-    const struct batch *batch = layer->batch;
-    const struct attention *attention = &layer->attention;
-    int type = block->qkv.type, between = type == BFLOAT16 ? BFLOAT16 : FLOAT32;
-    int64_t rows = batch->starts[batch->utterances], inputs = block->qkv.inputs, width = block->out.outputs;
-    struct matrix scores = {attention->scores, filled_up(batch->longest, WIDE) * 4 + LINE};
-    if (team->threads > 1)
-        scores.data += omp_get_thread_num() * attention->scores_bytes;
-
-    for (int64_t i; (i = take(team, NORMALISE)) < batch->count;)
-        for (int64_t row = piece_of(batch, i)[0]; row < piece_of(batch, i)[1]; row++) {
-            normalise(&block->before, layer->rows, row, inputs, layer->normal, between);
-            if (type == INT8)
-                measure(layer->normal, row, inputs, layer->extent);
-        }
-    meet(team);
-    struct quantised input = input_of(layer, ROUND_NORMAL, layer->normal, inputs);
-    product(team, PROJECT, &block->qkv, input, rows, &(struct result){attention->qkv, attention->type, NULL});
-    meet(team);
-
-    for (int64_t i; (i = take(team, LAY_OUT)) < batch->utterances * attention->heads;)
-        lay_out(attention, batch, i / attention->heads, i % attention->heads);
-    meet(team);
-    for (int64_t i; (i = take(team, ATTEND)) < batch->count * attention->heads;)
-        attend(attention, batch, piece_of(batch, i / attention->heads), i % attention->heads, scores);
-    meet(team);
-    measure_all(layer, MEASURE_MIXED, attention->mixed, width);
-    input = input_of(layer, ROUND_MIXED, attention->mixed, width);
-    const float *residual = inputs == width ? (const float *)layer->rows.data : NULL;
-    product(team, PROJECT_OUT, &block->out, input, rows, &(struct result){layer->attended, FLOAT32, residual});
-    meet(team);
-
-    struct matrix values = {attention->qkv.data + 2 * width * bytes_of(attention->type), attention->qkv.stride};
-    for (int64_t i; (i = take(team, REMEMBER)) < batch->count;) {
-        remember(block, batch, piece_of(batch, i), values, attention->type, layer->attended);
-        for (int64_t row = piece_of(batch, i)[0]; row < piece_of(batch, i)[1]; row++) {
-            normalise(&block->between, layer->attended, row, width, layer->normal, between);
-            if (type == INT8)
-                measure(layer->normal, row, width, layer->extent);
-        }
-    }
-    meet(team);
-    input = input_of(layer, ROUND_AGAIN, layer->normal, width);
-    product(team, WIDEN, &block->first, input, rows, &(struct result){layer->hidden, between, NULL});
-    meet(team);
-    measure_all(layer, MEASURE_HIDDEN, layer->hidden, block->first.outputs);
-    input = input_of(layer, ROUND_HIDDEN, layer->hidden, block->first.outputs);
-    product(team, NARROW, &block->second, input, rows,
-            &(struct result){layer->result, FLOAT32, (const float *)layer->attended.data});
+    if (type != INT8)
+        return (struct quantised){from, NULL, NULL};
+    for (int64_t i; (i = take(&job->team, phase)) < job->batch->count;)
+        quantise(job->batch, piece_of(job->batch, i), from, width, job->extent, job->input);
+    meet(&job->team);
+    return job->input;
 }
 
 /* Cuts pieces off a stretch of memory; without one, it only counts. */
@@ -689,19 +629,87 @@ static struct matrix cut_rows(struct room *room, int64_t rows, int64_t bytes)
     return (struct matrix){cut(room, rows * stride), stride};
 }
 
-static void cut_input(struct room *room, int64_t rows, int64_t width, struct quantised *input, struct extent *extent)
+static void cut_input(struct room *room, struct job *job, int64_t width)
 {
-    input->steps = cut_rows(room, rows, width);
-    input->scale = cut(room, rows * 4);
-    input->zero = cut(room, rows * 4);
-    extent->low = cut(room, rows * 4);
-    extent->high = cut(room, rows * 4);
+    int64_t rows = job->batch->starts[job->batch->utterances];
+    job->input.steps = cut_rows(room, rows, width);
+    job->input.scale = cut(room, rows * 4);
+    job->input.zero = cut(room, rows * 4);
+    job->extent.low = cut(room, rows * 4);
+    job->extent.high = cut(room, rows * 4);
+}
+
+/* ---- A layer ---- */
+
+struct layer {
+    struct job job;
+    const struct block *block;
+    struct matrix normal;   /* a norm's output */
+    struct matrix attended; /* with the residual */
+    struct matrix hidden;
+    struct attention attention;
+};
+
+static void run_layer(void *data)
+{
+    struct layer *layer = data;
+    struct job *job = &layer->job;
+    struct team *team = &job->team;
+    const struct block *block = layer->block;
+    const struct batch *batch = job->batch;
+    const struct attention *attention = &layer->attention;
+    int type = block->qkv.type, between = attention->to;
+    int64_t rows = batch->starts[batch->utterances], inputs = block->qkv.inputs, width = block->out.outputs;
+    struct matrix scores = {attention->scores, filled_up(batch->longest, WIDE) * 4 + LINE};
+    if (team->threads > 1)
+        scores.data += omp_get_thread_num() * attention->scores_bytes;
+
+    for (int64_t i; (i = take(team, NORMALISE)) < batch->count;)
+        for (int64_t row = piece_of(batch, i)[0]; row < piece_of(batch, i)[1]; row++) {
+            normalise(&block->before, job->rows, row, inputs, layer->normal, between);
+            if (type == INT8)
+                measure(layer->normal, row, inputs, job->extent);
+        }
+    meet(team);
+    struct quantised input = input_of(job, ROUND_NORMAL, type, layer->normal, inputs);
+    product(team, PROJECT, &block->qkv, input, rows, &(struct result){attention->qkv, attention->type, NULL});
+    meet(team);
+
+    for (int64_t i; (i = take(team, LAY_OUT)) < batch->utterances * attention->heads;)
+        lay_out(attention, batch, i / attention->heads, i % attention->heads);
+    meet(team);
+    for (int64_t i; (i = take(team, ATTEND)) < batch->count * attention->heads;)
+        attend(attention, batch, piece_of(batch, i / attention->heads), i % attention->heads, scores);
+    meet(team);
+    measure_all(job, MEASURE_MIXED, type, attention->mixed, width);
+    input = input_of(job, ROUND_MIXED, type, attention->mixed, width);
+    const float *residual = inputs == width ? (const float *)job->rows.data : NULL;
+    product(team, PROJECT_OUT, &block->out, input, rows, &(struct result){layer->attended, FLOAT32, residual});
+    meet(team);
+
+    struct matrix values = {attention->qkv.data + 2 * width * bytes_of(attention->type), attention->qkv.stride};
+    for (int64_t i; (i = take(team, REMEMBER)) < batch->count;) {
+        remember(block, batch, piece_of(batch, i), values, attention->type, layer->attended);
+        for (int64_t row = piece_of(batch, i)[0]; row < piece_of(batch, i)[1]; row++) {
+            normalise(&block->between, layer->attended, row, width, layer->normal, between);
+            if (type == INT8)
+                measure(layer->normal, row, width, job->extent);
+        }
+    }
+    meet(team);
+    input = input_of(job, ROUND_AGAIN, type, layer->normal, width);
+    product(team, WIDEN, &block->first, input, rows, &(struct result){layer->hidden, between, NULL});
+    meet(team);
+    measure_all(job, MEASURE_HIDDEN, type, layer->hidden, block->first.outputs);
+    input = input_of(job, ROUND_HIDDEN, type, layer->hidden, block->first.outputs);
+    product(team, NARROW, &block->second, input, rows,
+            &(struct result){job->result, FLOAT32, (const float *)layer->attended.data});
 }
 
 static int64_t furnish(struct layer *layer, char *memory)
 {
     const struct block *block = layer->block;
-    const struct batch *batch = layer->batch;
+    const struct batch *batch = layer->job.batch;
     struct attention *attention = &layer->attention;
     struct room room = {memory, 0};
     int type = block->qkv.type, between = type == BFLOAT16 ? BFLOAT16 : FLOAT32;
@@ -723,17 +731,17 @@ static int64_t furnish(struct layer *layer, char *memory)
     int64_t scores = TALL * (filled_up(batch->longest, WIDE) * 4 + LINE);
     attention->scores_bytes = scores + GAP;
     attention->scores = cut(&room, scores);
-    for (int i = 1; i < layer->team.threads; i++)
+    for (int i = 1; i < layer->job.team.threads; i++)
         cut(&room, scores);
     if (type == INT8)
-        cut_input(&room, rows, hidden > inputs ? hidden : inputs, &layer->input, &layer->extent);
+        cut_input(&room, &layer->job, hidden > inputs ? hidden : inputs);
     return room.used;
 }
 
 /* Bytes of memory that sensevoice_block works in. */
 int64_t sensevoice_block_room(const struct block *block, const struct batch *batch, int threads)
 {
-    struct layer layer = {.block = block, .batch = batch, .team = {.threads = threads}};
+    struct layer layer = {.block = block, .job = {.batch = batch, .team = {.threads = threads}}};
     return furnish(&layer, NULL);
 }
 
@@ -741,10 +749,10 @@ int64_t sensevoice_block_room(const struct block *block, const struct batch *bat
 void sensevoice_block(const struct block *block, const struct batch *batch, int threads, float *rows, float *result,
                       char *room)
 {
-    struct layer layer = {.block = block, .batch = batch, .team = {.threads = threads}};
+    struct layer layer = {.block = block, .job = {.batch = batch, .team = {.threads = threads}}};
     int64_t bytes = furnish(&layer, room);
-    layer.rows = (struct matrix){(char *)rows, block->qkv.inputs * 4};
-    layer.result = (struct matrix){(char *)result, block->out.outputs * 4};
+    layer.job.rows = (struct matrix){(char *)rows, block->qkv.inputs * 4};
+    layer.job.result = (struct matrix){(char *)result, block->out.outputs * 4};
     spread(run_layer, &layer, threads);
     ALLOW(room, bytes);
 }
@@ -752,46 +760,33 @@ void sensevoice_block(const struct block *block, const struct batch *batch, int 
 /* ---- A linear layer alone ---- */
 
 struct alone {
-    struct team team;
+    struct job job;
     const struct linear *linear;
-    const struct batch *batch;
-    struct matrix rows, result;
-    struct extent extent;
-    struct quantised input;
 };
 
 static void run_alone(void *data)
 {
     struct alone *alone = data;
-    const struct batch *batch = alone->batch;
-    int64_t inputs = alone->linear->inputs;
-    struct quantised input = {alone->rows, NULL, NULL};
-    if (alone->linear->type == INT8) {
-        for (int64_t i; (i = take(&alone->team, MEASURE_MIXED)) < batch->count;)
-            for (int64_t row = piece_of(batch, i)[0]; row < piece_of(batch, i)[1]; row++)
-                measure(alone->rows, row, inputs, alone->extent);
-        meet(&alone->team);
-        for (int64_t i; (i = take(&alone->team, ROUND_MIXED)) < batch->count;)
-            quantise(batch, piece_of(batch, i), alone->rows, inputs, alone->extent, alone->input);
-        meet(&alone->team);
-        input = alone->input;
-    }
-    product(&alone->team, PROJECT, alone->linear, input, batch->starts[batch->utterances],
-            &(struct result){alone->result, FLOAT32, NULL});
+    struct job *job = &alone->job;
+    const struct linear *linear = alone->linear;
+    measure_all(job, MEASURE_MIXED, linear->type, job->rows, linear->inputs);
+    struct quantised input = input_of(job, ROUND_MIXED, linear->type, job->rows, linear->inputs);
+    product(&job->team, PROJECT, linear, input, job->batch->starts[job->batch->utterances],
+            &(struct result){job->result, FLOAT32, NULL});
 }
 
 static int64_t furnish_alone(struct alone *alone, char *memory)
 {
     struct room room = {memory, 0};
     if (alone->linear->type == INT8)
-        cut_input(&room, alone->batch->starts[alone->batch->utterances], alone->linear->inputs, &alone->input,
-                  &alone->extent);
+        cut_input(&room, &alone->job, alone->linear->inputs);
     return room.used;
 }
 
+/* Bytes of memory that sensevoice_linear works in. */
 int64_t sensevoice_linear_room(const struct linear *linear, const struct batch *batch, int threads)
 {
-    struct alone alone = {.linear = linear, .batch = batch, .team = {.threads = threads}};
+    struct alone alone = {.linear = linear, .job = {.batch = batch, .team = {.threads = threads}}};
     return furnish_alone(&alone, NULL);
 }
 
@@ -799,10 +794,10 @@ int64_t sensevoice_linear_room(const struct linear *linear, const struct batch *
 void sensevoice_linear(const struct linear *linear, const struct batch *batch, int threads, float *rows, float *result,
                        char *room)
 {
-    struct alone alone = {.linear = linear, .batch = batch, .team = {.threads = threads}};
+    struct alone alone = {.linear = linear, .job = {.batch = batch, .team = {.threads = threads}}};
     int64_t bytes = furnish_alone(&alone, room);
-    alone.rows = (struct matrix){(char *)rows, linear->inputs * 4};
-    alone.result = (struct matrix){(char *)result, linear->outputs * 4};
+    alone.job.rows = (struct matrix){(char *)rows, linear->inputs * 4};
+    alone.job.result = (struct matrix){(char *)result, linear->outputs * 4};
     spread(run_alone, &alone, threads);
     ALLOW(room, bytes);
 }

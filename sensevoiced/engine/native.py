@@ -115,14 +115,11 @@ def library() -> ctypes.CDLL | None:
     loaded.sensevoice_lay_out.argtypes = [_Pointer, ctypes.c_int64, ctypes.c_int64, _Pointer]
     loaded.sensevoice_lay_out.restype = None
     for what in ("block", "linear"):
-        run, room = loaded[f"sensevoice_{what}"], loaded[f"sensevoice_{what}_room"]
+        run, room = (getattr(loaded, f"sensevoice_{what}{which}") for which in ("", "_room"))
         room.argtypes = [_Pointer, _Pointer, ctypes.c_int]
         room.restype = ctypes.c_int64
         run.argtypes = [*room.argtypes, _Pointer, _Pointer, _Pointer]
         run.restype = None
-        # Looked up once: a name costs a microsecond, and a batch asks for them in every layer.
-        setattr(loaded, what, run)
-        setattr(loaded, f"{what}_room", room)
     return loaded
 
 
@@ -157,10 +154,10 @@ class _Weights:
             scale = _filled_up(quantised.scale, filled)
             sums = _filled_up(weight.sum(1, dtype=torch.int32), filled)
         weight = weight.to(getattr(torch, precision))
-        unit = _UNIT_BYTES // weight.element_size()
         weight = weight.contiguous()
+        units = inputs * weight.element_size() // _UNIT_BYTES
         panels = torch.empty(filled, inputs, dtype=weight.dtype)
-        _loaded().sensevoice_lay_out(weight.data_ptr(), outputs, inputs // unit, panels.data_ptr())
+        _loaded().sensevoice_lay_out(weight.data_ptr(), outputs, units, panels.data_ptr())
         self._held = (panels, _filled_up(source.bias.detach(), filled), scale, sums)
         pointers = (held.data_ptr() for held in self._held)
         self.fields = _LinearFields(*pointers, inputs, outputs, _TYPES[precision], source.relu)
@@ -230,8 +227,8 @@ def _run(
     arguments = ctypes.byref(fields), ctypes.byref(batch.fields), torch.get_num_threads()
     rows = rows.contiguous()
     result = rows.new_empty(batch.rows, outputs)
-    room = _room(getattr(native, f"{what}_room")(*arguments))
-    getattr(native, what)(*arguments, rows.data_ptr(), result.data_ptr(), room.data_ptr())
+    room = _room(getattr(native, f"sensevoice_{what}_room")(*arguments))
+    getattr(native, f"sensevoice_{what}")(*arguments, rows.data_ptr(), result.data_ptr(), room.data_ptr())
     return result
 
 

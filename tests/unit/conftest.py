@@ -36,3 +36,14 @@ def run():
     with asyncio.Runner() as runner:
         yield runner.run
         runner.run(end_shared())
+
+
+@pytest.fixture
+def two_threads():
+    """Let torch compute on two threads, and afterwards on as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
